@@ -1,0 +1,118 @@
+"""Build of the Cython extensions and the protobuf modules.
+
+`EXTENSIONS` is the one table of extension modules. `ETCDFAST_BUILD` picks the kind of build:
+release (default), debug (every Cython check on) or asan (AddressSanitizer, for the fault tests).
+`ETCDFAST_ONLY=name,name` limits a build to some rows while working on one of them.
+A failed extension, a Cython warning and a Cython performance hint all fail the build.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from Cython.Compiler import Errors, Options
+from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+# module name below etcdfast._ext -> libraries it links with
+EXTENSIONS = {
+    "buf": [],  # growable byte buffer shared by the codecs
+    "crc32c": [],  # CRC-32C, SSE4.2 with a portable fall-back
+    "wire": [],  # protobuf scanning and writing without objects
+    "ring": [],  # SPSC shared-memory byte ring, doorbells, status page
+    "walrec": [],  # WAL frames: encode, scan, verify
+    "walio": ["pthread"],  # WAL segment writer: disk thread, group commit
+    "raftlog": [],  # in-memory raft log of the consensus process
+    "consensusloop": ["pthread"],  # the turn of the consensus process
+    "revindex": [],  # ordered revision index in C memory
+    "requests": [],  # request checks at the API: sizes, keys, txn shape
+    "http2": ["nghttp2"],  # nghttp2 sessions: bytes in, events and bytes out
+    "frontloop": ["nghttp2"],  # epoll loop of a frontend process
+    "applyloop": [],  # the turn of the apply process: MVCC on index and RocksDB
+    "loadgen": ["nghttp2"],  # HTTP/2 load generator of etcdfast-bench
+}
+
+KIND = os.environ.get("ETCDFAST_BUILD", "release")
+KINDS = {
+    "release": (["-O3", "-fno-plt", "-fno-semantic-interposition"], []),
+    "debug": (["-O1", "-g3", "-UNDEBUG"], []),
+    "asan": (["-O1", "-g3", "-UNDEBUG", "-fsanitize=address,undefined"], ["-fsanitize=address,undefined"]),
+}
+if KIND not in KINDS:
+    raise SystemExit(f"ETCDFAST_BUILD={KIND}: expected one of {', '.join(KINDS)}")
+COMPILE_ARGS, LINK_ARGS = KINDS[KIND]
+CHECKED = KIND != "release"
+
+DIRECTIVES = {
+    "language_level": "3",
+    "boundscheck": CHECKED,
+    "wraparound": False,
+    "initializedcheck": CHECKED,
+    "nonecheck": CHECKED,
+    "overflowcheck": False,
+    "cdivision": True,
+    "embedsignature": True,
+}
+
+
+def _hint_is_error(position, message, env=None):
+    raise Errors.CompileError(position, f"performance hint: {message}")
+
+
+Options.warning_errors = True
+Errors.performance_hint = _hint_is_error
+
+
+def extension_modules():
+    only = set(filter(None, os.environ.get("ETCDFAST_ONLY", "").split(",")))
+    unknown = only - set(EXTENSIONS)
+    if unknown:
+        raise SystemExit(f"ETCDFAST_ONLY names no extension: {', '.join(sorted(unknown))}")
+    modules = [
+        Extension(
+            f"etcdfast._ext.{name}",
+            [f"etcdfast/_ext/{name}.pyx"],
+            libraries=libraries,
+            extra_compile_args=["-std=gnu11", "-Wall", "-Wno-unused-function", *COMPILE_ARGS],
+            extra_link_args=LINK_ARGS,
+        )
+        for name, libraries in EXTENSIONS.items()
+        if not only or name in only
+    ]
+    return cythonize(
+        modules,
+        compiler_directives=DIRECTIVES,
+        build_dir=f"build/cython-{KIND}",
+        annotate=os.environ.get("ETCDFAST_ANNOTATE") == "1",
+    )
+
+
+def generate_protobuf_modules():
+    """Compile protos/*.proto into etcdfast/api/pb (message classes only; stubs are ours)."""
+    from grpc_tools import protoc
+
+    out = ROOT / "etcdfast" / "api" / "pb"
+    out.mkdir(exist_ok=True)
+    (out / "__init__.py").touch()
+    protos = sorted((ROOT / "protos").rglob("*.proto"))
+    newest = max((p.stat().st_mtime for p in protos), default=0)
+    made = list(out.glob("*_pb2.py"))
+    if len(made) == len(protos) and all(m.stat().st_mtime >= newest for m in made):
+        return
+    status = protoc.main(
+        ["protoc", f"-I{ROOT / 'protos'}", f"--python_out={out}", f"--pyi_out={out}", *map(str, protos)]
+    )
+    if status:
+        raise SystemExit(f"protoc failed with status {status}")
+
+
+class BuildPy(build_py):
+    def run(self):
+        generate_protobuf_modules()
+        super().run()
+
+
+generate_protobuf_modules()
+setup(ext_modules=extension_modules(), cmdclass={"build_py": BuildPy})
