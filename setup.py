@@ -18,7 +18,6 @@ ROOT = Path(__file__).parent
 
 # module name below etcdfast._ext -> libraries it links with
 EXTENSIONS = {
-    "buf": [],  # growable byte buffer shared by the codecs
     "crc32c": [],  # CRC-32C, SSE4.2 with a portable fall-back
     "wire": [],  # protobuf scanning and writing without objects
     "ring": [],  # SPSC shared-memory byte ring, doorbells, status page
