@@ -7,6 +7,7 @@ A failed extension, a Cython warning and a Cython performance hint all fail the 
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -15,6 +16,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+HEADERS = [str(p) for p in Path("etcdfast/_ext").glob("*.h")]
 
 # module name below etcdfast._ext -> libraries it links with
 EXTENSIONS = {
@@ -74,6 +76,8 @@ def extension_modules():
             f"etcdfast._ext.{name}",
             [f"etcdfast/_ext/{name}.pyx"],
             libraries=libraries,
+            include_dirs=["etcdfast/_ext"],
+            depends=HEADERS,
             extra_compile_args=["-std=gnu11", "-Wall", "-Wno-unused-function", *COMPILE_ARGS],
             extra_link_args=LINK_ARGS,
         )
@@ -89,22 +93,37 @@ def extension_modules():
 
 
 def generate_protobuf_modules():
-    """Compile protos/*.proto into etcdfast/api/pb (message classes only; stubs are ours)."""
+    """Compile protos/ into etcdfast/api/pb (message classes only; the client stubs are ours)."""
+    protos_dir = ROOT / "protos"
+    protos = sorted(protos_dir.rglob("*.proto"))
+    out = ROOT / "etcdfast" / "api" / "pb"
+    wanted = [out / f"{proto.stem}_pb2.py" for proto in protos]
+    newest = max(p.stat().st_mtime for p in (*protos, Path(__file__)))
+    if all(made.exists() and made.stat().st_mtime >= newest for made in wanted):
+        return
     from grpc_tools import protoc
 
-    out = ROOT / "etcdfast" / "api" / "pb"
+    # Made aside and moved in file by file: a process that runs from this tree never meets half a module.
     out.mkdir(exist_ok=True)
     (out / "__init__.py").touch()
-    protos = sorted((ROOT / "protos").rglob("*.proto"))
-    newest = max((p.stat().st_mtime for p in protos), default=0)
-    made = list(out.glob("*_pb2.py"))
-    if len(made) == len(protos) and all(m.stat().st_mtime >= newest for m in made):
-        return
-    status = protoc.main(
-        ["protoc", f"-I{ROOT / 'protos'}", f"--python_out={out}", f"--pyi_out={out}", *map(str, protos)]
-    )
-    if status:
-        raise SystemExit(f"protoc failed with status {status}")
+    with tempfile.TemporaryDirectory(dir=out) as made_dir:
+        status = protoc.main(
+            ["protoc", f"-I{protos_dir}", f"--python_out={made_dir}", f"--pyi_out={made_dir}", *map(str, protos)]
+        )
+        if status:
+            raise SystemExit(f"protoc failed with status {status}")
+        for made in (Path(made_dir) / "etcdfast" / "api" / "pb").iterdir():
+            if made.suffix == ".py":
+                text = made.read_text()
+                default_pool, own_pool = "_descriptor_pool.Default()", "_pbpool.POOL"
+                if text.count(default_pool) != 1:
+                    raise SystemExit(f"{made.name}: the shape of protoc's output changed, cannot set its pool")
+                made.write_text(
+                    text.replace("from google.protobuf import descriptor_pool as _descriptor_pool\n", "")
+                    .replace("# @@protoc_insertion_point(imports)", "from etcdfast.api import pbpool as _pbpool", 1)
+                    .replace(default_pool, own_pool)
+                )
+            made.replace(out / made.name)
 
 
 class BuildPy(build_py):
