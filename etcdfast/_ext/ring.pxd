@@ -135,6 +135,7 @@ cdef enum:
     ST_APPLY_READY = 11
     ST_AUTH_ENABLED = 12
     ST_AUTH_REVISION = 13
+    ST_APPLY_OPENED = 14     # ST_APPLIED_INDEX is valid
 
 
 cdef class Ring:

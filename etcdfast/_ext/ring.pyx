@@ -39,7 +39,7 @@ APPLY_WORDS = {
     "revision": ST_REVISION, "compacted": ST_COMPACTED, "db_bytes": ST_DB_BYTES,
     "db_in_use_bytes": ST_DB_IN_USE_BYTES, "quota_bytes": ST_QUOTA_BYTES, "alarms": ST_ALARMS,
     "keys": ST_KEYS, "index_bytes": ST_INDEX_BYTES, "ready": ST_APPLY_READY,
-    "auth_enabled": ST_AUTH_ENABLED, "auth_revision": ST_AUTH_REVISION,
+    "auth_enabled": ST_AUTH_ENABLED, "auth_revision": ST_AUTH_REVISION, "opened": ST_APPLY_OPENED,
 }
 
 
