@@ -131,6 +131,10 @@ _TABLE = (
     ),
     ("DOWNGRADE_IN_PROCESS", FAILED_PRECONDITION, "etcdserver: cluster has a downgrade job in progress"),
     ("NO_INFLIGHT_DOWNGRADE", FAILED_PRECONDITION, "etcdserver: no inflight downgrade job"),
+    # without a text of etcd's: the payload of the REPLY record says what it is
+    ("UNKNOWN", UNKNOWN, "etcdserver: unknown error"),
+    ("UNIMPLEMENTED", UNIMPLEMENTED, "unknown method"),
+    ("INTERNAL", INTERNAL, "internal error"),
     # the caller's own context
     ("CANCELED", CANCELLED, "etcdserver: request canceled"),
     ("DEADLINE", DEADLINE_EXCEEDED, "etcdserver: context deadline exceeded"),

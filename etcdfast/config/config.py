@@ -1,0 +1,62 @@
+"""The result of reading the settings: one frozen record of plain values, the same in every process."""
+
+import os
+from collections import namedtuple
+
+from etcdfast.config.settings import FRONTENDS_MAX, GIB, REFUSED, RETIRED, SETTINGS, field_of
+from etcdfast.config.values import cluster_map
+
+_FIELDS = [field_of(setting) for setting in SETTINGS if setting.status not in (RETIRED, REFUSED)]
+
+
+class Config(namedtuple("Config", _FIELDS)):
+    """One field per setting of the table: `--max-txn-ops` is `config.max_txn_ops`.
+
+    Units: durations are seconds, except heartbeat_interval and election_timeout, which are milliseconds as
+    in etcd. URL lists are tuples of strings. Values are plain, so that `to_plain` and `from_plain` carry a
+    Config to the child processes as JSON.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def from_plain(cls, plain):
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+    def to_plain(self):
+        return self._asdict()
+
+    @property
+    def member_dir(self):
+        return os.path.join(self.data_dir, "member")
+
+    @property
+    def wal_path(self):
+        return self.wal_dir or os.path.join(self.member_dir, "wal")
+
+    @property
+    def quota_bytes(self):
+        """Bytes at which NOSPACE is raised; 0 = no limit."""
+        if self.quota_backend_bytes == 0:
+            return 2 * GIB
+        return max(self.quota_backend_bytes, 0)
+
+    @property
+    def message_bytes_max(self):
+        """Largest gRPC message taken from a client; the 512 KiB leave room for what wraps the request."""
+        return self.max_request_bytes + 512 * 1024
+
+    @property
+    def request_timeout_seconds(self):
+        return 5 + 2 * self.election_timeout / 1000
+
+    @property
+    def initial_members(self):
+        """((name, (peer url, ...)), ...) of the first start, sorted."""
+        return cluster_map(self.initial_cluster)
+
+    @property
+    def frontend_count(self):
+        if self.frontends:
+            return self.frontends
+        return min(max(len(os.sched_getaffinity(0)) // 4, 1), FRONTENDS_MAX)

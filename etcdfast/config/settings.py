@@ -1,0 +1,254 @@
+"""The one table of settings: a row gives a setting's flag, variable, file key, default, help and checks.
+
+The name is the flag (`--name`), the YAML key, and in capitals with underscores behind `ETCD_` the
+environment variable; `Config` has a field of the same name with underscores. Names, defaults and meaning
+are etcd's (3.7); the last group is our own.
+"""
+
+from collections import namedtuple
+
+from etcdfast.config import values
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+# A ring must hold a whole request half as much again, and a ring is at most 1 GiB (ring.h).
+REQUEST_BYTES_MAX = 512 * MIB
+FRONTENDS_MAX = 64  # a frontend's number is one byte on the rings, 255 means nobody
+ELECTION_TIMEOUT_MS_MAX = 50_000
+
+# How a kind of value is read. `shown` is what --help prints for a default.
+Kind = namedtuple("Kind", "parse is_switch keeps_default_on_empty")
+STRING = Kind(values.string, False, False)
+UINT = Kind(values.uint, False, False)
+UINT32 = Kind(values.uint32, False, False)
+INT64 = Kind(values.int64, False, False)
+BOOL = Kind(values.boolean, True, False)
+DURATION = Kind(values.duration, False, False)  # seconds in Config
+URLS = Kind(values.urls, False, True)
+STRINGS = Kind(values.strings, False, False)
+CLUSTER_STATE = Kind(values.one_of("new", "existing"), False, False)
+IGNORED = Kind(values.string, True, False)
+
+# What a row that is not simply served does: NO_EFFECT settings are accepted and checked, and have nothing
+# to act on in etcdfast; RETIRED ones are flags that etcd itself takes and ignores; REFUSED ones stop the
+# start with their help text, because running on without them would be wrong.
+SERVED, NO_EFFECT, RETIRED, REFUSED = range(4)
+
+Setting = namedtuple("Setting", "name kind default group help check status", defaults=(None, SERVED))
+
+
+def positive_ms(setting, value):
+    if value <= 0:
+        raise ValueError(f"--{setting.name} must be >0 (set to {value}ms)")
+
+
+def known_log_level(setting, value):
+    if value.lower() not in ("debug", "info", "warn", "error", "dpanic", "panic", "fatal"):
+        raise ValueError(f"unrecognized level: {values.quote(value)}")
+
+
+def known_log_format(setting, value):
+    if value not in ("json", "console"):
+        raise ValueError(f"unknown log format: {value}, supported values json, console")
+
+
+def known_logger(setting, value):
+    if value != "zap":
+        raise ValueError(f"unknown logger option {values.quote(value)}")
+
+
+def at_most(limit):
+    def check(setting, value):
+        if value > limit:
+            raise ValueError(f"--{setting.name} must be at most {limit} (set to {value})")
+
+    return check
+
+
+def not_negative(setting, value):
+    if value < 0:
+        raise ValueError(f"--{setting.name} must not be negative")
+
+
+def refuse(setting, value):
+    if value:
+        raise ValueError(setting.help)
+
+
+MEMBER, CLUSTERING, LOGGING, BACKEND = "Member", "Clustering", "Logging", "Backend"
+UNSAFE, OWN = "Unsafe feature", "etcdfast"
+
+SETTINGS = (
+    Setting("name", STRING, "default", MEMBER, "Human-readable name of this member."),
+    Setting("data-dir", STRING, "", MEMBER, "Directory of this member's data; '${name}.etcd' when not given."),
+    Setting("wal-dir", STRING, "", MEMBER, "Directory of the write-ahead log, if it is to live apart from the data."),
+    Setting("snapshot-count", UINT, 10_000, MEMBER, "Applied entries after which the log before them is released."),
+    Setting("heartbeat-interval", UINT, 100, MEMBER, "Milliseconds between heartbeats.", positive_ms),
+    Setting("election-timeout", UINT, 1000, MEMBER, "Milliseconds without a leader until an election.", positive_ms),
+    Setting("listen-peer-urls", URLS, ("http://localhost:2380",), MEMBER, "URLs to listen on for other members."),
+    Setting("listen-client-urls", URLS, ("http://localhost:2379",), MEMBER, "URLs to listen on for clients."),
+    Setting(
+        "quota-backend-bytes",
+        INT64,
+        0,
+        MEMBER,
+        "Stored bytes at which the NOSPACE alarm is raised: 0 means 2 GiB, a negative number no limit.",
+    ),
+    Setting("max-txn-ops", UINT, 128, MEMBER, "Most operations in one list of a transaction.", at_most(1 << 31)),
+    Setting(
+        "max-request-bytes",
+        UINT,
+        1536 * 1024,
+        MEMBER,
+        "Most bytes of one client request.",
+        at_most(REQUEST_BYTES_MAX),
+    ),
+    Setting("max-concurrent-streams", UINT32, (1 << 32) - 1, MEMBER, "Most open streams of one client connection."),
+    Setting("grpc-keepalive-min-time", DURATION, 5.0, MEMBER, "Least time between two pings of a client.", not_negative),
+    Setting(
+        "grpc-keepalive-interval",
+        DURATION,
+        7200.0,
+        MEMBER,
+        "Time without traffic after which a client is pinged, 0 for never.",
+        not_negative,
+    ),
+    Setting(
+        "grpc-keepalive-timeout",
+        DURATION,
+        20.0,
+        MEMBER,
+        "Time for the answer to a ping before the connection is closed, 0 for no limit.",
+        not_negative,
+    ),
+    Setting(
+        "initial-advertise-peer-urls",
+        URLS,
+        ("http://localhost:2380",),
+        CLUSTERING,
+        "This member's peer URLs as told to the other members.",
+    ),
+    Setting(
+        "initial-cluster",
+        STRING,
+        "",
+        CLUSTERING,
+        "First members as name=url,name=url; 'default=http://localhost:2380', with this member's name, when not given.",
+    ),
+    Setting(
+        "initial-cluster-state",
+        CLUSTER_STATE,
+        "new",
+        CLUSTERING,
+        "'new' for the first start of a cluster, 'existing' to join one; ignored once the member has data.",
+    ),
+    Setting("initial-cluster-token", STRING, "etcd-cluster", CLUSTERING, "Sets clusters of equal URLs apart."),
+    Setting(
+        "advertise-client-urls",
+        URLS,
+        ("http://localhost:2379",),
+        CLUSTERING,
+        "This member's client URLs as told to clients.",
+    ),
+    Setting("logger", STRING, "zap", LOGGING, "Only 'zap': structured lines.", known_logger),
+    Setting(
+        "log-outputs",
+        STRINGS,
+        ("default",),
+        LOGGING,
+        "Where to log: 'stderr' (default), 'stdout', or files, separated by commas.",
+    ),
+    Setting("log-level", STRING, "info", LOGGING, "debug, info, warn, error, panic or fatal.", known_log_level),
+    Setting("log-format", STRING, "json", LOGGING, "json or console.", known_log_format),
+    Setting(
+        "warning-apply-duration",
+        DURATION,
+        0.1,
+        LOGGING,
+        "Time to apply one request after which a warning is logged.",
+        not_negative,
+    ),
+    Setting(
+        "warning-unary-request-duration",
+        DURATION,
+        0.3,
+        LOGGING,
+        "Time of one whole request after which a warning is logged.",
+        not_negative,
+    ),
+    Setting("compaction-batch-limit", INT64, 1000, BACKEND, "Most revisions removed in one step of a compaction."),
+    Setting(
+        "compaction-sleep-interval",
+        DURATION,
+        0.01,
+        BACKEND,
+        "Rest between two steps of a compaction.",
+        not_negative,
+    ),
+    Setting(
+        "backend-bbolt-freelist-type",
+        STRING,
+        "map",
+        BACKEND,
+        "No effect: the store is not bbolt.",
+        None,
+        NO_EFFECT,
+    ),
+    Setting("backend-batch-interval", DURATION, 0.0, BACKEND, "No effect: the store is not bbolt.", None, NO_EFFECT),
+    Setting("backend-batch-limit", INT64, 0, BACKEND, "No effect: the store is not bbolt.", None, NO_EFFECT),
+    Setting(
+        "unsafe-no-fsync",
+        BOOL,
+        False,
+        UNSAFE,
+        "--unsafe-no-fsync is not supported: etcdfast answers a write only after it is on disk",
+        refuse,
+        REFUSED,
+    ),
+    Setting(
+        "config-file",
+        STRING,
+        "",
+        "Configuration file",
+        "--config-file (ETCD_CONFIG_FILE) is not supported yet: use flags or ETCD_* variables",
+        refuse,
+        REFUSED,
+    ),
+    Setting(
+        "frontends",
+        UINT,
+        0,
+        OWN,
+        "Frontend processes; 0 follows the cores (one on up to 4, then one per 4 cores).",
+        at_most(FRONTENDS_MAX),
+    ),
+    *(
+        Setting(name, IGNORED, "", "Retired", "", None, RETIRED)
+        for name in (
+            "cluster-active-size",
+            "cluster-remove-delay",
+            "cluster-sync-interval",
+            "config",
+            "force",
+            "max-result-buffer",
+            "max-retry-attempts",
+            "peer-heartbeat-interval",
+            "peer-election-timeout",
+            "retry-interval",
+            "snapshot",
+            "v",
+            "vv",
+        )
+    ),
+)
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def variable_of(setting):
+    return "ETCD_" + setting.name.upper().replace("-", "_")
+
+
+def field_of(setting):
+    return setting.name.replace("-", "_")

@@ -1,0 +1,185 @@
+"""Kinds of setting values: text of a flag, variable or file -> plain Python value.
+
+They take what Go's flag package and etcd's own flag types take, and refuse with the same words, because
+users and scripts meet these words. Every parser raises ValueError with the reason only; the caller adds
+which setting and which value.
+"""
+
+import socket
+
+UINT64_MAX = (1 << 64) - 1
+
+
+def quote(text):
+    """`text` in double quotes, as Go's %q prints it."""
+    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    return '"' + "".join(escapes.get(c) or (c if c.isprintable() else f"\\u{ord(c):04x}") for c in text) + '"'
+
+
+def _integer(text, low, high):
+    digits = text[1:] if text[:1] in ("-", "+") and low < 0 else text
+    try:
+        if not digits or not digits[0].isdecimal() or not digits.isascii():
+            raise ValueError
+        # Go reads a leading 0 as octal; Python's base 0 wants 0o.
+        is_octal = len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567_"
+        value = int(digits.replace("_", "") if is_octal else digits, 8 if is_octal else 0)
+    except ValueError:
+        raise ValueError("parse error") from None
+    value = -value if text.startswith("-") else value
+    if not low <= value <= high:
+        raise ValueError("value out of range")
+    return value
+
+
+def uint(text):
+    return _integer(text, 0, UINT64_MAX)
+
+
+def uint32(text):
+    try:
+        return _integer(text, 0, (1 << 32) - 1)
+    except ValueError as err:
+        reason = "invalid syntax" if str(err) == "parse error" else str(err)
+        raise ValueError(f"strconv.ParseUint: parsing {quote(text)}: {reason}") from None
+
+
+def int64(text):
+    return _integer(text, -(1 << 63), (1 << 63) - 1)
+
+
+def boolean(text):
+    if text in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if text in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise ValueError("parse error")
+
+
+def string(text):
+    return text
+
+
+_UNIT_NS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_DURATION_NS_MAX = (1 << 63) - 1
+
+
+def duration(text):
+    """Go's duration text ("1h30m", "100ms", "0") as seconds."""
+    sign, rest = (-1, text[1:]) if text[:1] == "-" else (1, text.removeprefix("+"))
+    if rest == "0":
+        return 0.0
+    total_ns = 0
+    while True:
+        number_len = len(rest) - len(rest.lstrip("0123456789."))
+        number, rest = rest[:number_len], rest[number_len:]
+        unit_len = next((i for i, c in enumerate(rest) if c in "0123456789."), len(rest))
+        unit, rest = rest[:unit_len], rest[unit_len:]
+        whole, _, fraction = number.partition(".")
+        if unit not in _UNIT_NS or "." in fraction or not whole + fraction or len(number) > 40:
+            raise ValueError("parse error")
+        total_ns += int(whole or "0") * _UNIT_NS[unit]
+        if fraction:
+            total_ns += int(fraction) * _UNIT_NS[unit] // 10 ** len(fraction)
+        if total_ns > _DURATION_NS_MAX:
+            raise ValueError("parse error")
+        if not rest:
+            return sign * total_ns / 1e9
+
+
+def format_duration(seconds):
+    """Seconds as Go prints a duration: "2h0m0s", "100ms"."""
+    ns = round(seconds * 1e9)
+    if ns == 0:
+        return "0s"
+    sign, ns = ("-", -ns) if ns < 0 else ("", ns)
+    if ns < 10**9:
+        unit = next(u for u in ("ms", "us", "ns") if ns >= _UNIT_NS[u])
+        return f"{sign}{ns / _UNIT_NS[unit]:.9g}{'µs' if unit == 'us' else unit}"
+    hours, ns = divmod(ns, _UNIT_NS["h"])
+    minutes, ns = divmod(ns, _UNIT_NS["m"])
+    tail = f"{ns / 1e9:.9g}s"
+    return sign + (f"{hours}h{minutes}m{tail}" if hours else f"{minutes}m{tail}" if minutes else tail)
+
+
+def split_host_port(address):
+    """("host", "port") of "host:port" or "[v6]:port". Raises ValueError for anything else."""
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or "[" in host or "]" in host:
+        raise ValueError(f"address {address}: too many colons in address")
+    if not colon or "]" in port:
+        raise ValueError(f"address {address}: missing port in address")
+    return host, port
+
+
+def is_ip(host):
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):  # ValueError: embedded NUL
+            continue
+        return True
+    return False
+
+
+def split_url(url):
+    """(scheme, rest) of a URL that `urls` accepted: rest is "host:port", or the path of a unix socket."""
+    scheme, rest = url.split(":", 1)
+    return scheme, rest.removeprefix("//")
+
+
+def _check_url(text):
+    scheme, colon, rest = text.partition(":")
+    if not colon or not scheme or "/" in scheme:
+        scheme = ""
+    elif not (scheme[0].isalpha() and scheme.isascii() and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum()):
+        raise ValueError(f"parse {quote(text)}: first path segment in URL cannot contain colon")
+    if any(ord(c) < 0x20 or c == "\x7f" for c in text):
+        raise ValueError(f"parse {quote(text)}: net/url: invalid control character in URL")
+    if scheme.lower() in ("unix", "unixs"):
+        return
+    if scheme.lower() not in ("http", "https"):
+        raise ValueError(f"URL scheme must be http, https, unix, or unixs: {text}")
+    authority, slash, _ = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", "")
+    port = authority.rpartition(":")[2] if ":" in authority else ""
+    if ":" in authority and "]" not in port and not (port.isdecimal() and port.isascii() or port == ""):
+        raise ValueError(f"parse {quote(text)}: invalid port {quote(':' + port)} after host")
+    try:
+        split_host_port(authority)
+    except ValueError:
+        raise ValueError(f'URL address does not have the form "host:port": {text}') from None
+    if slash:
+        raise ValueError(f"URL must not contain a path: {text}")
+
+
+def urls(text):
+    """Comma-separated URLs as a sorted tuple without doubles."""
+    found = [part.strip() for part in text.split(",")]
+    for url in found:
+        _check_url(url)
+    return tuple(sorted(set(found)))
+
+
+def strings(text):
+    """Comma-separated words as a tuple, sorted and without doubles."""
+    return tuple(sorted(set(text.split(","))))
+
+
+def one_of(*allowed):
+    def parse(text):
+        if text not in allowed:
+            raise ValueError("invalid value")
+        return text
+
+    return parse
+
+
+def cluster_map(text):
+    """`name=url,name=url,...` as a tuple of (name, (url, ...)), names and URLs sorted. Raises ValueError."""
+    members = {}
+    for pair in filter(None, text.split(",")):
+        name, _, url = pair.partition("=")
+        members.setdefault(name, []).append(url)
+    return tuple((name, urls(",".join(found))) for name, found in sorted(members.items()))

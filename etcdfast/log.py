@@ -1,0 +1,104 @@
+"""Log lines as etcd writes them: one JSON object per line (or a console line), from every process.
+
+    log.configure(level="info", outputs=("default",), form="json")
+    log.info("ready to serve client requests", member_id=..., took_seconds=0.2)
+
+A field's underscores become hyphens, as etcd's field names have them. A line leaves in one write, so lines
+of several processes on one pipe or file do not mix (up to PIPE_BUF bytes on a pipe).
+"""
+
+import json
+import os
+import sys
+import time
+
+DEBUG, INFO, WARN, ERROR, FATAL = range(5)
+_NAMES = ("debug", "info", "warn", "error", "fatal")
+_LEVELS = {"debug": DEBUG, "info": INFO, "warn": WARN, "error": ERROR, "dpanic": FATAL, "panic": FATAL, "fatal": FATAL}
+_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+_level = INFO
+_console = False
+_outputs = [2]
+
+
+class LogError(Exception):
+    """A log output that cannot be opened; one line for the user."""
+
+
+def configure(level="info", outputs=("default",), form="json"):
+    """Set level, outputs and form for this process.
+
+    `outputs` holds "default" or "stderr", "stdout", or paths that lines are appended to.
+    Raises LogError when a file cannot be opened.
+    """
+    global _level, _console, _outputs
+    opened = []
+    for output in outputs:
+        if output in ("default", "stderr", "systemd/journal"):  # systemd reads stderr into its journal
+            opened.append(2)
+        elif output == "stdout":
+            opened.append(1)
+        else:
+            try:
+                opened.append(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+            except OSError as err:
+                raise LogError(f"cannot open log output {output}: {err.strerror}") from None
+    _level = _LEVELS[level.lower()]
+    _console = form == "console"
+    _outputs = list(dict.fromkeys(opened))
+
+
+def enabled(level):
+    return level >= _level
+
+
+def _timestamp():
+    now_ns = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_ns // 10**9)) + f".{now_ns // 1000 % 10**6:06d}Z"
+
+
+def _caller():
+    frame = sys._getframe(3)
+    return f"{frame.f_code.co_filename.removeprefix(_ROOT)}:{frame.f_lineno}"
+
+
+def _write(level, message, fields):
+    if level < _level:
+        return
+    named = {name.replace("_", "-"): value for name, value in fields.items()}
+    if _console:
+        parts = [_timestamp(), _NAMES[level], _caller(), message]
+        if named:
+            parts.append(json.dumps(named, ensure_ascii=False, default=str))
+        line = "\t".join(parts)
+    else:
+        record = {"level": _NAMES[level], "ts": _timestamp(), "caller": _caller(), "msg": message, **named}
+        line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), default=str)
+    data = line.encode(errors="backslashreplace") + b"\n"
+    for fd in _outputs:
+        try:
+            os.write(fd, data)
+        except OSError:  # a full disk or a closed pipe must not stop the member
+            pass
+
+
+def debug(message, **fields):
+    _write(DEBUG, message, fields)
+
+
+def info(message, **fields):
+    _write(INFO, message, fields)
+
+
+def warn(message, **fields):
+    _write(WARN, message, fields)
+
+
+def error(message, **fields):
+    _write(ERROR, message, fields)
+
+
+def fatal(message, **fields):
+    """Log the reason of an end; ending is the caller's own deed."""
+    _write(FATAL, message, fields)
