@@ -1,0 +1,234 @@
+"""The rare requests and entries of apply, through the Python protobuf runtime.
+
+`ColdPath.call` answers what needs no log; `ColdPath.entry` applies committed entries other than those
+of the KV service. The engine (the hot path's state) is reached through its Python face only.
+"""
+
+import json
+
+from etcdfast.api import errors, rpcs
+from etcdfast.apply import hashing
+from etcdfast.apply.alarms import NAMES, Alarms
+from etcdfast.apply.membership import Membership
+from etcdfast.version import SERVER_VERSION
+
+DEFAULT_QUOTA_BYTES = 2 * 1024 * 1024 * 1024
+ENTRY_NORMAL, ENTRY_CONF_CHANGE = 0, 1
+
+
+class UnknownEntry(Exception):
+    """A committed entry that this release cannot apply: going on would part this member from the others."""
+
+
+class ColdPath:
+    """Handlers by RPC id and by entry kind.
+
+    `engine` as documented in etcdfast/apply/engine; `quota_bytes` is what the operator configured.
+    """
+
+    def __init__(self, engine, quota_bytes):
+        self.engine = engine
+        self.quota_bytes = quota_bytes or DEFAULT_QUOTA_BYTES
+        self.members = Membership(engine.store)
+        self.alarms = Alarms(engine.store)
+        engine.set_alarms(self.alarms.bits())
+        self._calls = {
+            _id("Maintenance", "Status"): self._status,
+            _id("Maintenance", "Hash"): self._hash,
+            _id("Maintenance", "HashKV"): self._hash_kv,
+            _id("Maintenance", "Defragment"): self._defragment,
+            _id("Cluster", "MemberList"): self._member_list,
+        }
+        self._alarm_id = _id("Maintenance", "Alarm")
+
+    # ---- calls ----
+
+    def call(self, method, payload):
+        """Answer one call: (error id, response bytes), or a generator that yields None per slice and
+        returns that pair."""
+        handler = self._calls.get(method)
+        if handler is None:
+            return errors.ID["NOT_CAPABLE"], b""
+        return handler(payload)
+
+    def _header(self, response, revision=True):
+        engine = self.engine
+        header = response.header
+        header.cluster_id = engine.cluster_id
+        header.member_id = engine.member_id
+        header.raft_term = engine.raft_term
+        if revision:
+            header.revision = engine.current_revision
+        return header
+
+    def _status(self, payload):
+        engine = self.engine
+        out = _pb().StatusResponse()
+        self._header(out)
+        out.version = SERVER_VERSION
+        out.leader = engine.leader
+        out.raftIndex = engine.commit_index
+        out.raftAppliedIndex = engine.applied_index
+        out.raftTerm = engine.raft_term
+        out.dbSize = engine.db_bytes
+        out.dbSizeInUse = engine.db_in_use_bytes
+        out.dbSizeQuota = self.quota_bytes
+        out.storageVersion = self.members.storage_version
+        out.downgradeInfo.enabled = bool(self.members.downgrade.get("enabled"))
+        out.downgradeInfo.targetVersion = self.members.downgrade.get("target-version", "")
+        me = self.members.members.get(engine.member_id)
+        out.isLearner = bool(me and me.is_learner)
+        if not engine.leader:
+            out.errors.append(errors.ERRORS[errors.ID["NO_LEADER"]].text)
+        for member, alarm in self.alarms.raised():
+            # The trailing space is in what etcd prints.
+            out.errors.append(f"memberID:{member} alarm:{NAMES.get(alarm, alarm)} ")
+        return 0, out.SerializeToString()
+
+    def _member_list(self, payload):
+        out = _pb().MemberListResponse()
+        self._header(out, revision=False)
+        for member in self.members.ordered():
+            out.members.add(
+                ID=member.id,
+                name=member.name,
+                peerURLs=member.peer_urls,
+                clientURLs=member.client_urls,
+                isLearner=member.is_learner,
+            )
+        return 0, out.SerializeToString()
+
+    def _defragment(self, payload):
+        # RocksDB returns space by compaction in the background; nothing stops for it.
+        self.engine.schedule_compaction()
+        return 0, b""
+
+    def _hash(self, payload):
+        crc = yield from hashing.hash_store(self.engine)
+        out = _pb().HashResponse(hash=crc)
+        self._header(out)
+        return 0, out.SerializeToString()
+
+    def _hash_kv(self, payload):
+        engine = self.engine
+        revision = _pb().HashKVRequest.FromString(payload).revision
+        compacted = engine.compacted_revision
+        if 0 < revision < compacted:
+            return errors.ID["COMPACTED"], b""
+        if revision > engine.current_revision:
+            return errors.ID["FUTURE_REV"], b""
+        revision = revision or engine.current_revision
+        out = _pb().HashKVResponse(compact_revision=compacted, hash_revision=revision)
+        self._header(out)
+        pin = engine.pin(revision)
+        try:
+            out.hash = yield from hashing.hash_kv(engine, revision, compacted)
+        finally:
+            engine.unpin(pin)
+        return 0, out.SerializeToString()
+
+    # ---- entries ----
+
+    def entry(self, index, term, entry_type, data, batch):
+        """Apply one committed entry that is not the KV service's; writes go into `batch`.
+
+        Returns (RPC id, error id, response bytes) for whoever waits, or None when nobody can.
+        Errors: UnknownEntry, MembershipError: the member must stop.
+        """
+        if entry_type == ENTRY_CONF_CHANGE:
+            change = _raft_pb().ConfChange.FromString(data)
+            self.members.apply_change(change.type, change.node_id, change.context, batch)
+            return None
+        if entry_type != ENTRY_NORMAL:
+            raise UnknownEntry(f"entry {index}: type {entry_type}")
+        request = _decode_request(index, data)
+        if isinstance(request, _V2Publish):
+            request.carry_out(self.members, batch)
+            return None
+        if request.HasField("alarm"):
+            return self._alarm_id, 0, self._alarm(request.alarm, batch)
+        if request.HasField("cluster_version_set"):
+            self.members.set_cluster_version(request.cluster_version_set.ver, batch)
+        elif request.HasField("cluster_member_attr_set"):
+            attributes = request.cluster_member_attr_set
+            self.members.set_attributes(
+                attributes.member_ID,
+                attributes.member_attributes.name,
+                attributes.member_attributes.client_urls,
+                batch,
+            )
+        elif request.HasField("downgrade_info_set"):
+            self.members.set_downgrade(request.downgrade_info_set.enabled, request.downgrade_info_set.ver, batch)
+        else:
+            named = ", ".join(found.name for found, _ in request.ListFields() if found.name != "header")
+            raise UnknownEntry(f"entry {index}: request {named or 'without content'}")
+        return None
+
+    def _alarm(self, request, batch):
+        out = _pb().AlarmResponse()
+        if request.action == request.GET:
+            found = self.alarms.raised(request.alarm)
+        else:
+            act = {request.ACTIVATE: self.alarms.activate, request.DEACTIVATE: self.alarms.deactivate}
+            handler = act.get(request.action)
+            pair = handler(request.memberID, request.alarm, batch) if handler else None
+            found = [pair] if pair else []
+            self.engine.set_alarms(self.alarms.bits())
+        for member, alarm in found:
+            out.alarms.add(memberID=member, alarm=alarm)
+        self._header(out)
+        return out.SerializeToString()
+
+
+class _V2Publish:
+    """The two v2 requests that etcd 3.4 and 3.5 write into the log (formats.md section 3.4)."""
+
+    def __init__(self, index, request):
+        parts = request.Path.split("/")
+        if request.Method == "PUT" and request.Path == "/0/version":
+            self.member_id, self.value = None, request.Val
+        elif request.Method == "PUT" and parts[:3] == ["", "0", "members"] and parts[4:] == ["attributes"]:
+            self.member_id, self.value = int(parts[3], 16), json.loads(request.Val)
+        else:
+            raise UnknownEntry(f"entry {index}: v2 request {request.Method} {request.Path}")
+
+    def carry_out(self, members, batch):
+        if self.member_id is None:
+            members.set_cluster_version(self.value, batch)
+        else:
+            members.set_attributes(
+                self.member_id, self.value.get("name", ""), self.value.get("clientURLs") or (), batch
+            )
+
+
+def _decode_request(index, data):
+    from google.protobuf.message import DecodeError
+
+    from etcdfast.api.pb import etcdserver_pb2, raft_internal_pb2
+
+    try:
+        return raft_internal_pb2.InternalRaftRequest.FromString(data)
+    except DecodeError:
+        pass
+    try:
+        # A v2 request read as the other message is always malformed, so the order decides safely.
+        return _V2Publish(index, etcdserver_pb2.Request.FromString(data))
+    except (DecodeError, ValueError) as fault:
+        raise UnknownEntry(f"entry {index}: {len(data)} bytes that are no request") from fault
+
+
+def _id(service, method):
+    return rpcs.BY_PATH[f"/etcdserverpb.{service}/{method}"].id
+
+
+def _pb():
+    # Loaded on first use: start-up of a large member does not wait for the protobuf runtime.
+    from etcdfast.api.pb import rpc_pb2
+
+    return rpc_pb2
+
+
+def _raft_pb():
+    from etcdfast.api.pb import raft_pb2
+
+    return raft_pb2
