@@ -20,10 +20,12 @@ HEADERS = [str(p) for p in Path("etcdfast/_ext").glob("*.h")]
 
 # module name below etcdfast._ext -> libraries it links with
 EXTENSIONS = {
+    "proc": [],  # what a process asks of the kernel about itself: death signal, name, heap
     "crc32c": [],  # CRC-32C, SSE4.2 with a portable fall-back
     "wire": [],  # protobuf scanning and writing without objects
     "ring": [],  # SPSC shared-memory byte ring, doorbells, status page
     "walrec": [],  # WAL frames: encode, scan, verify
+    "walops": [],  # the system calls of the WAL, and planned faults for tests
     "walio": ["pthread"],  # WAL segment writer: disk thread, group commit
     "raftlog": [],  # in-memory raft log of the consensus process
     "consensusloop": ["pthread"],  # the turn of the consensus process

@@ -1,0 +1,95 @@
+"""What a child process of a member is given at its start, and how it tells that it is up.
+
+    boot = boot.receive(sys.argv[1:])    # in etcdfast/<room>/__main__.py
+    ...
+    boot.tell_ready()                    # or boot.tell_failed("one line for the user"), then exit non-zero
+
+The supervisor writes one JSON object into the inherited descriptor `--boot-fd`. All descriptors in it are
+inherited under the same numbers.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections import namedtuple
+
+from etcdfast import log
+from etcdfast.config import Config
+
+# Exit statuses of a child that ends by itself (the names are those of sysexits.h).
+EXIT_CORRUPTION = 65
+EXIT_INTERNAL = 70
+EXIT_DISK = 74
+
+_FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen"
+
+
+class Boot(namedtuple("Boot", _FIELDS)):
+    """role: "frontend" | "consensus" | "apply"; index: which frontend; frontends: how many there are.
+
+    doorbell: own eventfd; doorbells: {"consensus": fd, "apply": fd, "frontend0": fd, ...}
+    rings: {"f0c": memfd, ...} of this process only; status: {"consensus": memfd, "apply": memfd}
+    ready_fd: pipe to the supervisor; life_fd: reads end of file once the supervisor is gone, put it into
+    the event loop; listen: ((url, listening socket), ...) for frontends.
+    """
+
+    __slots__ = ()
+
+    def tell_ready(self):
+        self._tell({"ready": self.process})
+
+    def tell_failed(self, reason):
+        """The member cannot start (wrong data directory, corrupt file ...); `reason` is one line."""
+        self._tell({"error": reason})
+
+    @property
+    def process(self):
+        return f"frontend{self.index}" if self.role == "frontend" else self.role
+
+    def _tell(self, message):
+        try:
+            os.write(self.ready_fd, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:  # the supervisor is gone; life_fd says so too
+            pass
+        os.close(self.ready_fd)
+
+
+def from_json(data):
+    plain = json.loads(data)
+    fds = plain["fds"]
+    return Boot(
+        role=plain["role"],
+        index=plain["index"],
+        frontends=plain["frontends"],
+        config=Config.from_plain(plain["config"]),
+        doorbell=fds["doorbell"],
+        doorbells=fds["doorbells"],
+        rings=fds["rings"],
+        status=fds["status"],
+        ready_fd=fds["ready"],
+        life_fd=fds["life"],
+        listen=tuple((url, fd) for url, fd in fds.get("listen", ())),
+    )
+
+
+def receive(arguments):
+    """Read the boot object, tie this process' life to the supervisor's, set up its log and its name.
+
+    SIGINT is ignored: a terminal sends it to every process of the member, and the supervisor alone decides.
+    Ends the process when the supervisor is already gone.
+    """
+    from etcdfast._ext import proc
+
+    if len(arguments) != 2 or arguments[0] != "--boot-fd" or not arguments[1].isdecimal():
+        sys.exit("this is a part of etcdfast and is started by it; run `etcdfast` instead")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with open(int(arguments[1]), "rb") as boot_file:
+        data = boot_file.read()
+    supervisor_pid = json.loads(data)["supervisor_pid"]
+    if not proc.die_with_parent(supervisor_pid):
+        os._exit(1)
+    boot = from_json(data)
+    proc.set_name(f"etcdfast-{boot.process}")
+    log.configure(boot.config.log_level, boot.config.log_outputs, boot.config.log_format)
+    return boot
