@@ -1,0 +1,7 @@
+"""python -m etcdfast.bench"""
+
+import sys
+
+from etcdfast.bench.cli import main
+
+sys.exit(main())

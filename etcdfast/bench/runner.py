@@ -1,0 +1,338 @@
+"""Run a workload: one generator a process, a shared page of progress, results put together."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import multiprocessing
+import os
+import resource
+import signal
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+
+from etcdfast._ext.loadgen import Generator
+from etcdfast.bench.endpoints import Endpoint, header_blocks
+from etcdfast.bench.workload import Workload
+
+SLICE_NS = 50_000_000
+STOP_OFFSET = 64
+DONE_OFFSET = 128
+ROW_BYTES = 64
+TOTAL_UNLIMITED = 1 << 62
+DRAIN_SECONDS = 2.0
+
+# https://grpc.github.io/grpc/core/md_doc_statuscodes.html, spelled as in Go's error texts
+CODE_NAMES = (
+    "OK Canceled Unknown InvalidArgument DeadlineExceeded NotFound AlreadyExists PermissionDenied ResourceExhausted"
+    " FailedPrecondition Aborted OutOfRange Unimplemented Internal Unavailable DataLoss Unauthenticated"
+).split()
+
+
+class RunError(Exception):
+    """The run could not begin; one line says why."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How hard: `rate` is requests per second over all clients, 0 for no limit; `seconds` 0 for no limit."""
+
+    conns: int
+    clients: int
+    total: int
+    rate: float = 0
+    seconds: float = 0
+    processes: int = 1
+    dial_timeout_seconds: float = 5.0
+    seed: int = 1
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class KindResult:
+    """Latencies of one sort of request. `buckets` as in the generator's histogram; times in ns."""
+
+    count: int = 0
+    sum_ns: int = 0
+    min_ns: int = 0
+    max_ns: int = 0
+    sum_squares: float = 0.0
+    buckets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    seconds: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
+
+    def add(self, other: KindResult) -> None:
+        self.buckets = other.buckets if not len(self.buckets) else self.buckets + other.buckets
+        self.sum_squares += other.sum_squares
+        self.sum_ns += other.sum_ns
+        self.max_ns = max(self.max_ns, other.max_ns)
+        if other.count:
+            self.min_ns = min(self.min_ns, other.min_ns) if self.count else other.min_ns
+        self.count += other.count
+        for second, row in other.seconds.items():
+            mine = self.seconds.get(second)
+            self.seconds[second] = (
+                row if mine is None else (mine[0] + row[0], mine[1] + row[1], min(mine[2], row[2]), max(mine[3], row[3]))
+            )
+
+
+@dataclass
+class Result:
+    """One run. `errors` maps the text of an error, as etcd's tool prints it, to its count."""
+
+    kinds: list[KindResult]
+    errors: dict[str, int]
+    start_ns: int
+    end_ns: int
+    client_cpu_seconds: float
+    response_bytes: int
+    reconnects: int
+    processes: int
+    aborted: str = ""
+    interrupted: bool = False
+
+    @property
+    def count(self) -> int:
+        return sum(kind.count for kind in self.kinds)
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e9
+
+
+def default_processes(conns: int) -> int:
+    """One generator process for every four cores: the server under test is to have the others."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores // 4, conns))
+
+
+def run(workload: Workload, endpoints: list[Endpoint], load: Load, progress=None) -> Result:
+    """Drive the load to its end.
+
+    `progress(done)` is called a few times a second with the number of finished requests.
+    SIGINT stops the load; what was measured until then is returned with `interrupted` set.
+    Errors: RunError when no connection can be made.
+    """
+    processes = max(1, min(load.processes, load.conns))
+    _allow_files(load.conns + 64 * processes)
+    page = mmap.mmap(-1, max(mmap.PAGESIZE, DONE_OFFSET + ROW_BYTES * processes))
+    tick = _Ticker(page, processes, progress)
+    if processes == 1:
+        return _merge([_work(0, 1, workload, endpoints, load, page, tick, threading.Barrier(1))], processes)
+    return _merge(_run_processes(processes, workload, endpoints, load, page, tick), processes)
+
+
+class _Ticker:
+    """Progress of all workers, seen by the process that reports."""
+
+    def __init__(self, page: mmap.mmap, processes: int, progress) -> None:
+        self._page, self._processes, self._progress = page, processes, progress
+
+    def __call__(self) -> None:
+        if self._progress is not None:
+            rows = (struct.unpack_from("=q", self._page, DONE_OFFSET + ROW_BYTES * i)[0] for i in range(self._processes))
+            self._progress(sum(rows))
+
+
+def _allow_files(needed: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(needed, soft), hard) if hard >= needed else needed, max(hard, needed)))
+    except (OSError, ValueError):
+        raise RunError(f"--conns needs {needed} open files, but only {hard} are allowed (raise it with ulimit -n)") from None
+
+
+def _run_processes(processes, workload, endpoints, load, page, tick) -> list[dict]:
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(processes)
+    pipes, workers = [], []
+    for worker in range(processes):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_worker_main, args=(theirs, worker, processes, workload, endpoints, load, page, barrier), daemon=True
+        )
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        workers.append(process)
+    stop_at = None
+    results: list[dict | None] = [None] * processes
+    interrupted = False
+    while any(result is None for result in results):
+        try:
+            for worker, pipe in enumerate(pipes):
+                if results[worker] is None and pipe.poll(0.05):
+                    try:
+                        results[worker] = pipe.recv()
+                    except EOFError:
+                        raise RunError(f"generator process {worker} ended early") from None
+            tick()
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            struct.pack_into("=q", page, STOP_OFFSET, 1)
+            stop_at = time.monotonic() + 2 * DRAIN_SECONDS
+        if stop_at is not None and time.monotonic() > stop_at:
+            raise RunError("interrupted; the generator processes did not stop in time")
+    for process in workers:
+        process.join()
+    for result in results:
+        if "failure" in result:
+            raise RunError(result["failure"])
+        result["interrupted"] |= interrupted
+    return results
+
+
+def _worker_main(pipe, worker, processes, workload, endpoints, load, page, barrier) -> None:
+    # the parent turns an interrupt into the shared stop flag
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pipe.send(_work(worker, processes, workload, endpoints, load, page, lambda: None, barrier))
+    except RunError as e:
+        barrier.abort()
+        pipe.send({"failure": str(e)})
+    except threading.BrokenBarrierError:
+        pipe.send({"failure": "another generator process could not connect"})
+
+
+def _share(count: int, worker: int, processes: int) -> int:
+    return count // processes + (worker < count % processes)
+
+
+def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> dict:
+    """One generator from connecting to its last answer; connections worker, worker + processes, ..."""
+    conns = _share(load.conns, worker, processes)
+    # client i belongs to connection i % conns, so the clients of this worker follow from its connections
+    clients = sum(
+        _share(load.clients, connection, load.conns) for connection in range(worker, load.conns, processes)
+    )
+    if clients == 0:
+        barrier.wait()
+        return _empty(workload)
+    rotated = [endpoints[(worker + processes * i) % len(endpoints)] for i in range(len(endpoints))]
+    rows = [
+        (e.family, e.address, *header_blocks(e.authority, workload.method, list(load.metadata))) for e in rotated
+    ]
+    generator = Generator(
+        conns=conns,
+        clients=clients,
+        endpoints=rows,
+        templates=[(m.data, m.keys_at, m.values_at) for m in workload.messages],
+        shared=page,
+        worker=worker,
+        total=load.total if load.total else TOTAL_UNLIMITED,
+        rate=load.rate * clients / load.clients,
+        key_bytes=workload.key_bytes,
+        value_bytes=workload.value_bytes,
+        key_space=workload.key_space,
+        sequential=workload.sequential,
+        read_share=workload.read_share,
+        seed=load.seed,
+        streaming=workload.streaming,
+        dial_timeout_seconds=load.dial_timeout_seconds,
+    )
+    deadline = time.monotonic() + load.dial_timeout_seconds
+    while generator.open_conns < conns:
+        generator.poll(SLICE_NS)
+        if generator.open_conns < conns and time.monotonic() > deadline:
+            reason = generator.connect_error() or "no answer in time"
+            where = ",".join(e.text for e in endpoints)
+            raise RunError(f"cannot connect to {where}: {reason} ({generator.open_conns} of {conns} connections made)")
+    barrier.wait()
+    return _drive(generator, load, page, tick)
+
+
+def _drive(generator: Generator, load: Load, page: mmap.mmap, tick) -> dict:
+    interrupted = False
+    drain_until = None
+    cpu_start = time.process_time()
+    stop_at = time.monotonic() + load.seconds if load.seconds else math.inf
+    generator.start()
+    while generator.running and not generator.aborted:
+        try:
+            left = stop_at - time.monotonic()
+            generator.poll(int(min(SLICE_NS, max(left, 0.001) * 1e9)))
+            tick()
+            if left <= 0:
+                struct.pack_into("=q", page, STOP_OFFSET, 1)
+        except KeyboardInterrupt:
+            interrupted = True
+            struct.pack_into("=q", page, STOP_OFFSET, 1)
+        stopping = struct.unpack_from("=q", page, STOP_OFFSET)[0]
+        if stopping and drain_until is None:
+            drain_until = time.monotonic() + DRAIN_SECONDS
+        if drain_until is not None and time.monotonic() > drain_until:
+            break
+    cpu = time.process_time() - cpu_start
+    tick()
+    return {
+        "kinds": [(generator.histogram(k), generator.seconds_of(k)) for k in range(2)],
+        "errors": generator.error_rows(),
+        "start_ns": generator.start_ns,
+        "end_ns": generator.end_ns,
+        "cpu": cpu,
+        "response_bytes": generator.response_bytes,
+        "reconnects": generator.reconnects,
+        "aborted": generator.connect_error() if generator.aborted else "",
+        "unanswered": generator.running,
+        "interrupted": interrupted,
+    }
+
+
+def _empty(workload: Workload) -> dict:
+    now = time.monotonic_ns()
+    nothing = ((0, 0, 0, 0, 0.0, b""), [])
+    return {
+        "kinds": [nothing, nothing], "errors": [], "start_ns": now, "end_ns": now, "cpu": 0.0, "response_bytes": 0,
+        "reconnects": 0, "aborted": "", "unanswered": 0, "interrupted": False,
+    }  # fmt: skip
+
+
+def error_text(code: int, message: bytes) -> str:
+    """The text etcd's Go client shows: the bare message of etcd's own errors, else gRPC's form."""
+    text = unquote_to_bytes(message).decode(errors="replace")
+    if text.startswith("etcdserver: ") or text.startswith("etcdserver/"):
+        return text
+    name = CODE_NAMES[code] if 0 <= code < len(CODE_NAMES) else f"Code({code})"
+    return f"rpc error: code = {name} desc = {text}"
+
+
+def _merge(parts: list[dict], processes: int) -> Result:
+    kinds = [KindResult(), KindResult()]
+    errors: dict[str, int] = {}
+    for part in parts:
+        for kind, (row, seconds) in zip(kinds, part["kinds"], strict=True):
+            count, sum_ns, min_ns, max_ns, sum_squares, buckets = row
+            if not count:
+                continue
+            kind.add(
+                KindResult(
+                    count, sum_ns, min_ns, max_ns, sum_squares, np.frombuffer(buckets, np.uint64),
+                    {second: tuple(rest) for second, *rest in seconds},
+                )
+            )  # fmt: skip
+        for count, code, message in part["errors"]:
+            text = error_text(code, message)
+            errors[text] = errors.get(text, 0) + count
+        if part["unanswered"]:
+            text = "rpc error: code = Canceled desc = not answered before the load was stopped"
+            errors[text] = errors.get(text, 0) + part["unanswered"]
+    return Result(
+        kinds,
+        errors,
+        min(part["start_ns"] for part in parts),
+        max(part["end_ns"] for part in parts),
+        sum(part["cpu"] for part in parts),
+        sum(part["response_bytes"] for part in parts),
+        sum(part["reconnects"] for part in parts),
+        processes,
+        next((part["aborted"] for part in parts if part["aborted"]), ""),
+        any(part["interrupted"] for part in parts),
+    )
