@@ -24,6 +24,7 @@ from etcdfast.api.pb.rpc_pb2 import (
     PutResponse,
     RangeRequest,
     RangeResponse,
+    RangeStreamResponse,
     RequestOp,
     ResponseHeader,
     StatusRequest,
