@@ -1,0 +1,5 @@
+import sys
+
+from etcdfast.supervisor.main import main
+
+sys.exit(main())

@@ -1,0 +1,79 @@
+"""The command `etcdfast`: settings in, one member up, exit status out."""
+
+import os
+import signal
+import sys
+
+from etcdfast import log, version
+
+
+def _start(config):
+    """Bring the member up and watch it until it ends; the signal that stopped it."""
+    from etcdfast.config.checks import check_bootstrap
+    from etcdfast.supervisor.datadir import is_new_member, open_data_dir
+    from etcdfast.supervisor.listeners import open_listeners
+    from etcdfast.supervisor.member import Member
+
+    log.info(
+        "starting etcdfast",
+        etcdfast_version=version.__version__,
+        etcd_version=version.SERVER_VERSION,
+        name=config.name,
+        data_dir=config.data_dir,
+        listen_client_urls=config.listen_client_urls,
+        advertise_client_urls=config.advertise_client_urls,
+        frontends=config.frontend_count,
+    )
+    lock_fd = open_data_dir(config)
+    try:
+        if is_new_member(config):
+            check_bootstrap(config)
+        listeners = open_listeners(config.listen_client_urls, config.frontend_count)
+        for url, _ in listeners[0]:
+            log.info("serving client traffic insecurely; this is strongly discouraged!", address=url)
+        return Member(config, listeners, lock_fd).run()
+    finally:
+        os.close(lock_fd)
+
+
+def main(arguments=None):
+    """Run one member. Returns an exit status, or ends by the signal that stopped the member, as etcd does.
+
+    Exit statuses: 0 help and version; 1 settings, data directory, listeners; 2 a wrong flag;
+    128 + signal after SIGTERM or SIGINT (0 as process 1); else that of the process that failed.
+    """
+    from etcdfast.config.checks import ConfigError
+    from etcdfast.config.helptext import USAGE
+    from etcdfast.config.load import Answered, UsageError, load
+    from etcdfast.supervisor.errors import StartError
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        config = load(arguments, os.environ, log)
+        log.configure(config.log_level, config.log_outputs, config.log_format)
+    except Answered as answer:
+        sys.stdout.write(str(answer))
+        return 0
+    except UsageError as err:
+        sys.stderr.write(f"{err}\n{USAGE}")
+        return 2
+    except (ConfigError, log.LogError) as err:
+        log.fatal("failed to verify flags", error=err)
+        return 1
+    try:
+        stopped_by = _start(config)
+    except ConfigError as err:
+        log.fatal("failed to verify flags", error=err)
+        return 1
+    except StartError as err:
+        log.fatal("etcdfast stopped", error=err, **err.fields)
+        return err.status
+    if os.getpid() == 1:
+        return 0
+    signal.signal(stopped_by, signal.SIG_DFL)
+    os.kill(os.getpid(), stopped_by)
+    return 128 + stopped_by
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""One running member: its processes are started together, watched, and stopped as one."""
+
+import json
+import os
+import select
+import signal
+import time
+
+from etcdfast import log
+from etcdfast.supervisor import children
+from etcdfast.supervisor.errors import StartError
+from etcdfast.supervisor.notify import notify_ready
+from etcdfast.supervisor.plumbing import Plumbing
+
+# How long each kind of process may take to stop. A frontend gives its calls 5 s; consensus and apply have
+# to write to a disk that may be busy. Whoever takes longer is killed: nothing acknowledged is lost by it.
+STOP_SECONDS = {"frontend": 7.0, "consensus": 20.0, "apply": 60.0}
+READY_LINE_BYTES_MAX = 65536
+
+
+class Member:
+    """Starts at construction; `run` returns when every process has ended.
+
+    `listeners` is [frontend][k] = (url, socket). `lock_fd` is passed on, so that the data directory stays
+    locked until the last process of the member is gone, even if this one is killed first.
+    Signals: SIGTERM and SIGINT stop the member; further ones change nothing.
+    """
+
+    def __init__(self, config, listeners, lock_fd):
+        self._config = config
+        self._running = {}
+        self._waiting_ready = {}
+        self._failure = None  # StartError: why the member ends, once it has to
+        self._stop_signal = None
+        self._started_at = time.monotonic()
+        self._poll = select.poll()
+        self._signals_read, signals_write = os.pipe()
+        for fd in (self._signals_read, signals_write):
+            os.set_blocking(fd, False)
+        # Children must inherit an ignored SIGINT; ours is set after they are started.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._plumbing = Plumbing(config, len(listeners))
+        try:
+            self._start_children(listeners, lock_fd)
+        except StartError:
+            self._kill_all()
+            raise
+        signal.set_wakeup_fd(signals_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # the wake-up pipe has it already
+        self._poll.register(self._signals_read, select.POLLIN)
+        self._plumbing.close_shared()
+
+    def _start_children(self, listeners, lock_fd):
+        environ = children.environment_of_children()
+        for child in self._plumbing.children:
+            fds = {**self._plumbing.fds_of(child.process), "lock": lock_fd}
+            if child.role == "frontend":
+                fds["listen"] = [(url, listener.fileno()) for url, listener in listeners[child.index]]
+            boot = {
+                "role": child.role,
+                "index": child.index,
+                "frontends": len(listeners),
+                "supervisor_pid": os.getpid(),
+                "config": self._config.to_plain(),
+                "fds": fds,
+            }
+            running = children.start(child, boot, environ)
+            self._running[running.pidfd] = running
+            self._waiting_ready[running.ready_fd] = running
+            self._poll.register(running.pidfd, select.POLLIN)
+            self._poll.register(running.ready_fd, select.POLLIN)
+        for of_frontend in listeners:
+            for _, listener in of_frontend:
+                listener.close()
+
+    def run(self):
+        """Watch the member until it has ended.
+
+        Returns the signal that stopped it. Raises StartError with the reason and the exit status when a
+        process failed.
+        """
+        while self._running and self._failure is None and self._stop_signal is None:
+            self._turn(None)
+        if self._failure is None:
+            self._stop_in_order()
+        if self._failure is not None:
+            self._kill_all()
+            raise self._failure
+        return self._stop_signal
+
+    def _turn(self, timeout_seconds):
+        """Handle what happens next, or nothing within the time."""
+        timeout_ms = None if timeout_seconds is None else max(0, int(timeout_seconds * 1000) + 1)
+        events = self._poll.poll(timeout_ms)
+        happened = {fd for fd, _ in events}
+        # A service manager may send its signal to every process at once: ours explains why others end.
+        if self._signals_read in happened:
+            self._read_signals()
+        # What a process says comes before its end: its reason is better than its exit status.
+        for fd in happened & self._waiting_ready.keys():
+            self._read_ready(fd)
+        for fd in happened & self._running.keys():
+            self._note_end(fd)
+
+    def _read_ready(self, fd):
+        running = self._waiting_ready.pop(fd)
+        line = os.read(fd, READY_LINE_BYTES_MAX)
+        self._poll.unregister(fd)
+        os.close(fd)
+        if not line:
+            return  # it ended without a word; its end is the next event
+        message = json.loads(line)
+        if "error" in message:
+            self._fail(message["error"], running)
+        elif not self._waiting_ready and self._failure is None:
+            took = time.monotonic() - self._started_at
+            log.info("ready to serve client requests", took=f"{took * 1000:.1f}ms")
+            notify_ready()
+
+    def _fail(self, reason, running, exit_status=1):
+        if self._failure is None:
+            self._failure = StartError(reason, exit_status, process=running.process, pid=running.pid)
+
+    def _note_end(self, pidfd):
+        running = self._running.pop(pidfd)
+        self._poll.unregister(pidfd)
+        exit_status, signal_number = children.reap(running)
+        if running.ready_fd in self._waiting_ready:
+            self._read_ready(running.ready_fd)
+        # A process that is asked to stop before it has got so far as to listen ends by the signal itself.
+        if self._stop_signal is not None and (exit_status == 0 or signal_number == signal.SIGTERM):
+            return
+        self._fail(
+            children.describe_end(running.process, exit_status, signal_number),
+            running,
+            exit_status if exit_status else 1,
+        )
+
+    def _read_signals(self):
+        for number in os.read(self._signals_read, 64):
+            if number not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            if self._stop_signal is None:
+                name = "terminated" if number == signal.SIGTERM else "interrupt"
+                log.info("received signal; shutting down", signal=name)
+                self._stop_signal = number
+
+    def _stop_in_order(self):
+        """Stop in the direction the data flows, so that each process sees the last of what comes to it."""
+        log.info("closing etcd server", name=self._config.name, data_dir=self._config.data_dir)
+        for role, seconds in STOP_SECONDS.items():
+            stopping = [r for r in self._running.values() if r.process.startswith(role)]
+            for running in stopping:
+                self._signal(running, signal.SIGTERM)
+            deadline = time.monotonic() + seconds
+            while any(r.pidfd in self._running for r in stopping):
+                if self._failure is not None:
+                    return
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    for running in (r for r in stopping if r.pidfd in self._running):
+                        log.warn("process did not stop in time; killing it", process=running.process)
+                        self._discard(running)
+                    break
+                self._turn(left)
+        log.info("closed etcd server", name=self._config.name, data_dir=self._config.data_dir)
+
+    def _signal(self, running, number):
+        try:
+            signal.pidfd_send_signal(running.pidfd, number)
+        except ProcessLookupError:  # ended already; its pidfd will say so
+            pass
+
+    def _discard(self, running):
+        self._signal(running, signal.SIGKILL)
+        self._poll.unregister(running.pidfd)
+        del self._running[running.pidfd]
+        children.reap(running)
+
+    def _kill_all(self):
+        # Killed, not asked: after a fault each further step of the others could only do harm, and what is
+        # acknowledged is on disk.
+        for running in list(self._running.values()):
+            self._discard(running)

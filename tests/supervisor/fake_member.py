@@ -1,0 +1,74 @@
+"""A member whose three kinds of process are stand-ins: `python fake_member.py [etcdfast flags]`.
+
+The supervisor is the real one. FAKE_<PROCESS> in the environment (FAKE_APPLY, FAKE_FRONTEND0 ...) tells a
+stand-in how to behave: `die:N` exit with status N once up, `fail` refuse to start, `stubborn` ignore
+SIGTERM, `mute` never get ready. Each stand-in appends lines to the file FAKE_REPORT.
+"""
+
+import os
+import select
+import signal
+import sys
+
+
+def report(line):
+    with open(os.environ["FAKE_REPORT"], "a") as out:
+        out.write(line + "\n")
+
+
+def child():
+    from etcdfast._ext.ring import Ring, StatusPage
+    from etcdfast.ipc import boot as boot_module
+
+    boot = boot_module.receive(sys.argv[2:])
+    behaviour = os.environ.get(f"FAKE_{boot.process.upper()}", "")
+    for name, fd in boot.rings.items():
+        Ring(fd, boot.doorbell)
+        assert boot.process in peers_of(name), name
+    for fd in boot.status.values():
+        assert StatusPage(fd)[0] == 0
+    stop_read, stop_write = os.pipe()
+
+    def on_term(*_):
+        report(f"term {boot.process}")
+        if behaviour != "stubborn":
+            os.write(stop_write, b"x")
+
+    signal.signal(signal.SIGTERM, on_term)
+    report(f"up {boot.process} {os.getpid()} {len(boot.listen)}")
+    if behaviour == "fail":
+        boot.tell_failed("no luck today")
+        sys.exit(boot_module.EXIT_INTERNAL)
+    if behaviour != "mute":
+        boot.tell_ready()
+    if behaviour.startswith("die:"):
+        sys.exit(int(behaviour[4:]))
+    while True:
+        ready, _, _ = select.select([stop_read, boot.life_fd], [], [])
+        if boot.life_fd in ready:
+            os._exit(1)
+        break
+    report(f"end {boot.process}")
+
+
+def peers_of(ring_name):
+    def full(letter, number):
+        return {"c": "consensus", "a": "apply", "f": f"frontend{number}"}[letter]
+
+    number = "".join(c for c in ring_name if c.isdecimal())
+    first, second = (c for c in ring_name if c.isalpha())
+    return full(first, number), full(second, number)
+
+
+def supervisor():
+    from etcdfast.supervisor import children, main
+
+    children.command_of = lambda role, boot_fd: [sys.executable, __file__, "child", "--boot-fd", str(boot_fd)]
+    return main.main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        child()
+    else:
+        sys.exit(supervisor())
