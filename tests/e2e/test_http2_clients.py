@@ -39,19 +39,24 @@ def _curl(server: Server, path: str, body: bytes, directory: Path, *options: str
     """One gRPC call made with curl; header and trailer fields together, and the body."""
     assert CURL is not None
     (directory / "body").write_bytes(body)
-    done = subprocess.run(
-        [
-            CURL, "--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "20",
-            "-H", "content-type: application/grpc", "-H", "te: trailers",
-            "--data-binary", f"@{directory / 'body'}", "-D", str(directory / "headers"),
-            *options, f"{server.url}{path}",
-        ],
-        capture_output=True, check=True,
-    )  # fmt: skip
-    lines = (directory / "headers").read_text().splitlines()
-    fields = dict(line.split(": ", 1) for line in lines if ": " in line)
-    fields[":status"] = lines[0].split()[1]
-    return fields, done.stdout
+    command = [
+        CURL, "--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "20",
+        "-H", "content-type: application/grpc", "-H", "te: trailers",
+        "--data-binary", f"@{directory / 'body'}", "-D", str(directory / "headers"),
+        *options, f"{server.url}{path}",
+    ]  # fmt: skip
+    # A server that answers before it has read the body resets the stream, as HTTP/2 wants it; curl
+    # then fails with 92 or not, depending on what reached it first.
+    for _ in range(20):
+        (directory / "headers").unlink(missing_ok=True)
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode == 0:
+            lines = (directory / "headers").read_text().splitlines()
+            fields = dict(line.split(": ", 1) for line in lines if ": " in line)
+            fields[":status"] = lines[0].split()[1]
+            return fields, done.stdout
+        assert done.returncode == 92, done.stderr
+    raise AssertionError(f"no answer in 20 tries: {done.stderr!r}")
 
 
 CASES = {
@@ -83,11 +88,15 @@ def test_curl_compressed_request_is_unimplemented(servers: tuple[Server, Server]
 
 
 @pytest.mark.skipif(CURL is None, reason="no curl")
-def test_curl_deadline_in_the_past(servers: tuple[Server, Server], tmp_path: Path) -> None:
+@pytest.mark.parametrize("timeout", ["0n", "1n", "1u"])
+def test_curl_deadline_passed(servers: tuple[Server, Server], tmp_path: Path, timeout: str) -> None:
     body = _frame(pb.RangeRequest(key=b"a").SerializeToString())
-    for server in servers:
-        fields, _ = _curl(server, "/etcdserverpb.KV/Range", body, tmp_path, "-H", "grpc-timeout: 0n")
-        assert fields.get("grpc-status") in ("4", "3"), fields
+    for number, server in enumerate(servers):
+        fields, _ = _curl(server, "/etcdserverpb.KV/Range", body, tmp_path, "-H", f"grpc-timeout: {timeout}")
+        # 3.5.1 did not always map its own context's error, and then said Unknown.
+        allowed = ("4",) if number and target_name() != "etcd" else ("4", "2")
+        assert fields["grpc-status"] in allowed
+        assert fields["grpc-message"] == "context deadline exceeded"
 
 
 def test_large_values_come_back_whole(servers: tuple[Server, Server]) -> None:
@@ -141,7 +150,8 @@ def test_many_connections_at_once(servers: tuple[Server, Server]) -> None:
 def test_cancelled_and_expired_calls_harm_nobody(servers: tuple[Server, Server]) -> None:
     """Calls given up at once, in every stage; the connection and the others on it go on."""
     _, server = servers
-    expired = {grpc.StatusCode.DEADLINE_EXCEEDED}
+    # etcd answers "request timed out" where its own timer fires before the client's.
+    expired = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
     if target_name() == "etcd":
         expired.add(grpc.StatusCode.UNKNOWN)  # 3.5.1 did not map its own context's error to a code
     with server.client() as client:
