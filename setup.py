@@ -25,6 +25,7 @@ EXTENSIONS = {
     "wire": [],  # protobuf scanning and writing without objects
     "ring": [],  # SPSC shared-memory byte ring, doorbells, status page
     "walrec": [],  # WAL frames: encode, scan, verify
+    "walscan": [],  # whole logs as rows of entries, for start-up
     "walops": [],  # the system calls of the WAL, and planned faults for tests
     "walio": ["pthread"],  # WAL segment writer: disk thread, group commit
     "raftlog": [],  # in-memory raft log of the consensus process
@@ -33,7 +34,10 @@ EXTENSIONS = {
     "requests": [],  # request checks at the API: sizes, keys, txn shape
     "http2": ["nghttp2"],  # nghttp2 sessions: bytes in, events and bytes out
     "frontloop": ["nghttp2"],  # epoll loop of a frontend process
-    "applyloop": [],  # the turn of the apply process: MVCC on index and RocksDB
+    "mvcc": [],  # key-value state of apply: changes to index and RocksDB batch
+    "rangeread": [],  # KV.Range: sorted, filtered, in slices
+    "kvops": [],  # Put, DeleteRange, Txn on the MVCC state
+    "applyloop": [],  # the turn of the apply process: rings in, answers out
     "loadgen": ["nghttp2"],  # HTTP/2 load generator of etcdfast-bench
 }
 

@@ -52,8 +52,8 @@ ctypedef struct wal_counters:
     uint64_t cuts
     uint64_t purged  # segments removed
 
-ctypedef struct wal_t:
-    pass
+# Defined in walio.pyx: nothing outside looks into it.
+cdef struct wal_t
 
 # ---- appending: loop thread only, nothing here blocks ---------------------------------------------
 # WAL_OK, WAL_FULL, WAL_TOO_LARGE, WAL_FAILED, WAL_NO_MEMORY, WAL_CLOSED. On anything but WAL_OK nothing was
@@ -69,7 +69,10 @@ cdef int wal_append_entry(
 ) noexcept nogil
 
 # After the entries of the same turn. An empty or unchanged state writes nothing. Changed term or vote makes
-# the batch sync; a changed commit alone does not.
+# the batch sync; a changed commit alone does not. A commit beyond what was on disk before this batch is written
+# lowered to that: so a hard state found in a log proves that every entry it covers had been durable, which is how
+# a reader tells a damaged log from a torn tail. The rest of the commit follows with a later state, at the latest
+# before a snapshot record and at close.
 cdef int wal_append_state(wal_t *wal, uint64_t term, uint64_t vote, uint64_t commit) noexcept nogil
 
 # Only after the snapshot itself is durable. `conf_state`: marshalled raftpb.ConfState, required for index > 0.

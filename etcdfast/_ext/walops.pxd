@@ -17,6 +17,9 @@ ctypedef struct walops_table:
     int (*openat)(void *context, int directory, const char *name, int flags) noexcept nogil  # mode 0600
     int (*renameat)(void *context, int directory, const char *old, const char *new) noexcept nogil
     int (*unlinkat)(void *context, int directory, const char *name) noexcept nogil
+    # The next segment's zeros, written ahead: calls of their own, so that faults in the log's writes can be counted.
+    int64_t (*prewrite)(void *context, int fd, const void *data, size_t size, off_t offset) noexcept nogil
+    int (*presync)(void *context, int fd) noexcept nogil
 
 # The real system calls; `context` is not used.
 cdef const walops_table *walops_system() noexcept nogil

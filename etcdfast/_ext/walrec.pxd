@@ -67,16 +67,6 @@ ctypedef struct walrec_state:
     uint64_t vote
     uint64_t commit
 
-# One row of an EntryTable: where an entry's data lies. 40 bytes, native order (Python reads it with numpy).
-ctypedef struct walrec_ref:
-    uint64_t term
-    uint64_t index
-    uint64_t offset  # of Entry.data from the start of its segment; 0 when absent
-    uint32_t data_bytes
-    uint32_t segment  # position in EntryTable.segments
-    int32_t type
-    uint32_t reserved
-
 # ---- encoding -------------------------------------------------------------------------------------
 # Each writes one frame at `out` and returns its bytes. `crc` is the rolling value, read and advanced.
 # The caller must own at least the bound in bytes at `out`; the frame is never larger.
@@ -127,16 +117,13 @@ cdef int walrec_next(
 # Decode the data of an ENTRY or STATE record. WALREC_OK or WALREC_BAD_DATA.
 cdef int walrec_parse_entry(const uint8_t *data, size_t size, walrec_entry *out) noexcept nogil
 cdef int walrec_parse_state(const uint8_t *data, size_t size, walrec_state *out) noexcept nogil
+# Fields 1 and 2, and field 3 as a varint or, with `bytes_third`, as bytes whose count is given.
+cdef int walrec_parse_varints(
+    const uint8_t *data, size_t size, uint64_t *first, uint64_t *second, uint64_t *third, bint bytes_third,
+) noexcept nogil
 
-
-cdef class EntryTable:
-    """The entries of a log after one snapshot index, as rows that point into the segments' memory."""
-    cdef walrec_ref *refs  # owned; `count` rows, index ascending by one
-    cdef size_t count
-    cdef size_t capacity
-    cdef const uint8_t **bases  # owned; start of each segment's memory
-    cdef list segments  # the buffers, kept alive
-    cdef list views
-
-    # Data of row `i` (NULL when absent). Precondition: i < count.
-    cdef const uint8_t *data(self, size_t i) noexcept nogil
+# True when intact records at or after `offset` show that entry `index` had been durable before them. Only a hard
+# state's commit can: ours is never written above what was on disk before its batch (walio.pxd), so a missing entry
+# below it was lost after it was acknowledged. Two neighbouring frames whose checksums follow from each other are
+# taken as intact; one alone proves nothing.
+cdef bint walrec_later_commit_covers(const uint8_t *base, size_t size, size_t offset, uint64_t index) noexcept nogil
