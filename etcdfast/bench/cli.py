@@ -8,7 +8,7 @@ import math
 import os
 import sys
 
-from etcdfast.bench import report, runner, workload
+from etcdfast.bench import runner, workload
 from etcdfast.bench.endpoints import EndpointError, parse_endpoints
 from etcdfast.bench.runner import Load, RunError
 from etcdfast.bench.workload import Workload, WorkloadError
@@ -297,7 +297,10 @@ def _run(argv: list[str]) -> int:
             result = runner.run(work, endpoints, load, show)
     finally:
         close()
-    _print_report(args, work, result, say)
+    # not before the load has ended: this imports numpy (see runner)
+    from etcdfast.bench import report
+
+    _print_report(args, work, result, report, say)
     if json_file is not None:
         with json_file:
             json.dump(report.json_report(args.command, _flags(args), work.labels, result), json_file, indent=1)
@@ -334,7 +337,7 @@ def _open_json(name: str):
         raise UsageError(f"--report-json {name}: {e.strerror}") from None
 
 
-def _print_report(args: argparse.Namespace, work: Workload, result: runner.Result, out) -> None:
+def _print_report(args: argparse.Namespace, work: Workload, result: runner.Result, report, out) -> None:
     style = {"precise": args.precise, "sample": args.sample}
     if len(work.labels) == 1:
         print(report.text_report(result.kinds[0], result.seconds, result.errors, **style), file=out)

@@ -34,12 +34,12 @@ def percentile_ns(kind: KindResult, percent: float) -> float:
     if not kind.count:
         return 0.0
     rank = min(max(int(np.ceil(percent * (kind.count + 1) / 100)), 1), kind.count)
-    at = int(np.searchsorted(np.cumsum(kind.buckets), rank))
+    at = int(np.searchsorted(np.cumsum(np.asarray(kind.buckets)), rank))
     return float(min(max(MIDDLES_NS[at], kind.min_ns), kind.max_ns))
 
 
 def _number(value: float, precise: bool) -> str:
-    return f"{value:.17g}" if precise else f"{value:4.4f}"
+    return repr(float(value)) if precise else f"{value:4.4f}"
 
 
 def text_report(kind: KindResult, seconds: float, errors: dict[str, int], *, precise: bool, sample: bool) -> str:
@@ -80,10 +80,11 @@ def _histogram(kind: KindResult, precise: bool) -> list[str]:
     """Bar i counts the requests above edge i-1 and up to edge i, as etcd's tool does."""
     low, high = kind.min_ns, kind.max_ns
     edges = [low + (high - low) / BARS * i for i in range(BARS)] + [high]
-    used = np.flatnonzero(kind.buckets)
+    buckets = np.asarray(kind.buckets)
+    used = np.flatnonzero(buckets)
     places = np.clip(MIDDLES_NS[used], low, high)
     bars = np.minimum(np.searchsorted(edges, places), BARS)
-    counts = np.bincount(bars, weights=kind.buckets[used].astype(np.float64), minlength=BARS + 1).astype(int)
+    counts = np.bincount(bars, weights=buckets[used].astype(np.float64), minlength=BARS + 1).astype(int)
     # the fastest request lies on the first edge; its bucket's middle may not
     if counts[0] == 0:
         counts[0] += 1

@@ -1,4 +1,7 @@
-"""Run a workload: one generator a process, a shared page of progress, results put together."""
+"""Run a workload: one generator a process, a shared page of progress, results put together.
+
+numpy stays out of here: its import starts threads that spin for a while beside the server under test.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,9 @@ import signal
 import struct
 import threading
 import time
+from array import array
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
-
-import numpy as np
 
 from etcdfast._ext.loadgen import Generator
 from etcdfast.bench.endpoints import Endpoint, header_blocks
@@ -62,11 +64,12 @@ class KindResult:
     min_ns: int = 0
     max_ns: int = 0
     sum_squares: float = 0.0
-    buckets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    buckets: array = field(default_factory=lambda: array("Q"))
     seconds: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
 
     def add(self, other: KindResult) -> None:
-        self.buckets = other.buckets if not len(self.buckets) else self.buckets + other.buckets
+        mine = self.buckets or array("Q", bytes(8 * len(other.buckets)))
+        self.buckets = array("Q", (a + b for a, b in zip(mine, other.buckets, strict=True)))
         self.sum_squares += other.sum_squares
         self.sum_ns += other.sum_ns
         self.max_ns = max(self.max_ns, other.max_ns)
@@ -252,7 +255,7 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
 def _drive(generator: Generator, load: Load, page: mmap.mmap, tick) -> dict:
     interrupted = False
     drain_until = None
-    cpu_start = time.process_time()
+    cpu_start = time.thread_time()
     stop_at = time.monotonic() + load.seconds if load.seconds else math.inf
     generator.start()
     while generator.running and not generator.aborted:
@@ -270,7 +273,7 @@ def _drive(generator: Generator, load: Load, page: mmap.mmap, tick) -> dict:
             drain_until = time.monotonic() + DRAIN_SECONDS
         if drain_until is not None and time.monotonic() > drain_until:
             break
-    cpu = time.process_time() - cpu_start
+    cpu = time.thread_time() - cpu_start
     tick()
     return {
         "kinds": [(generator.histogram(k), generator.seconds_of(k)) for k in range(2)],
@@ -314,7 +317,7 @@ def _merge(parts: list[dict], processes: int) -> Result:
                 continue
             kind.add(
                 KindResult(
-                    count, sum_ns, min_ns, max_ns, sum_squares, np.frombuffer(buckets, np.uint64),
+                    count, sum_ns, min_ns, max_ns, sum_squares, array("Q", buckets),
                     {second: tuple(rest) for second, *rest in seconds},
                 )
             )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Calls beside the load: compaction at an interval, and the hash of all keys at the end."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+
+import grpc
+
+from etcdfast.api import rpcs
+from etcdfast.api.grpc_stubs import Client
+from etcdfast.bench.endpoints import Endpoint
+
+CALL_SECONDS = 5.0
+HASH_SECONDS = 600.0
+
+
+def _target(endpoint: Endpoint) -> str:
+    if endpoint.family == socket.AF_UNIX:
+        return "unix:" + endpoint.address[2:].rstrip(b"\0").decode()
+    return endpoint.authority
+
+
+def _request(name: str, **fields):
+    return rpcs.message_class(f"etcdserverpb.{name}")(**fields)
+
+
+class Compactor:
+    """Context manager: every `interval_seconds`, compact up to `keep` revisions before the newest.
+
+    A compaction that fails is reported in one line and does not end the load.
+    """
+
+    def __init__(self, endpoint: Endpoint, interval_seconds: float, keep: int) -> None:
+        self._target, self._interval, self._keep = _target(endpoint), interval_seconds, keep
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Compactor:
+        self._thread = threading.Thread(target=self._run, name="compactor", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._stop.set()
+        self._thread.join(2 * CALL_SECONDS)
+
+    def _run(self) -> None:
+        with grpc.insecure_channel(self._target) as channel:
+            client = Client(channel)
+            while not self._stop.wait(self._interval):
+                try:
+                    newest = client.KV.Range(_request("RangeRequest", key=b"foo"), timeout=CALL_SECONDS).header.revision
+                    if newest > self._keep:
+                        request = _request("CompactionRequest", revision=newest - self._keep)
+                        client.KV.Compact(request, timeout=CALL_SECONDS)
+                except grpc.RpcError as e:
+                    print(f"compaction failed: {e.details()}", file=sys.stderr)
+
+
+def hashkv_summary(endpoint: Endpoint) -> str:
+    """Text block with the hash of all keys, as etcd's tool lays it out."""
+    start = time.monotonic()
+    with grpc.insecure_channel(_target(endpoint)) as channel:
+        client = Client(channel)
+        try:
+            answer = client.Maintenance.HashKV(_request("HashKVRequest"), timeout=HASH_SECONDS)
+            size = client.Maintenance.Status(_request("StatusRequest"), timeout=CALL_SECONDS).dbSize
+        except grpc.RpcError as e:
+            return f"HashKV Summary:\n\tfailed: {e.details()}"
+    return (
+        "HashKV Summary:\n"
+        f"\tHashKV: {answer.hash}\n"
+        f"\tEndpoint: {endpoint.text}\n"
+        f"\tTime taken to get hashkv: {time.monotonic() - start:.6f}s\n"
+        f"\tDB size: {_human_bytes(size)}"
+    )
+
+
+def _human_bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
