@@ -122,6 +122,8 @@ cdef int walrec_parse_varints(
     const uint8_t *data, size_t size, uint64_t *first, uint64_t *second, uint64_t *third, bint bytes_third,
 ) noexcept nogil
 
+cdef bint walrec_all_zero(const uint8_t *start, const uint8_t *end) noexcept nogil
+
 # True when intact records at or after `offset` show that entry `index` had been durable before them. Only a hard
 # state's commit can: ours is never written above what was on disk before its batch (walio.pxd), so a missing entry
 # below it was lost after it was acknowledged. Two neighbouring frames whose checksums follow from each other are

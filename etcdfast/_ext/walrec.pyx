@@ -170,7 +170,7 @@ cdef inline const uint8_t *get_varint(const uint8_t *p, const uint8_t *end, uint
     return NULL
 
 
-cdef inline bint all_zero(const uint8_t *p, const uint8_t *end) noexcept nogil:
+cdef bint walrec_all_zero(const uint8_t *p, const uint8_t *end) noexcept nogil:
     while p < end and (<size_t>p & 7):
         if p[0]:
             return False
@@ -194,7 +194,7 @@ cdef bint has_zero_sector(const uint8_t *base, size_t start, size_t end) noexcep
         next_sector = (start // WALREC_SECTOR_BYTES + 1) * WALREC_SECTOR_BYTES
         if next_sector > end:
             next_sector = end
-        if all_zero(base + start, base + next_sector):
+        if walrec_all_zero(base + start, base + next_sector):
             return True
         start = next_sector
     return False
@@ -260,7 +260,7 @@ cdef bint length_contradicts(
         return True
     # The fields run on into the next sector: they count only if that one was written.
     header_offset = sector + WALREC_SECTOR_BYTES
-    return not all_zero(base + sector, base + (header_offset if header_offset < size else size))
+    return not walrec_all_zero(base + sector, base + (header_offset if header_offset < size else size))
 
 
 # A zero length word ends the data. It is honest only if the rest of its sector is zero too: a sector that was
@@ -269,7 +269,7 @@ cdef int end_or_bad(const uint8_t *base, size_t size, size_t offset) noexcept no
     cdef size_t sector_end = (offset // WALREC_SECTOR_BYTES + 1) * WALREC_SECTOR_BYTES
     if sector_end > size:
         sector_end = size
-    return WALREC_END if all_zero(base + offset, base + sector_end) else WALREC_BAD_LENGTH
+    return WALREC_END if walrec_all_zero(base + offset, base + sector_end) else WALREC_BAD_LENGTH
 
 
 cdef int walrec_next(
@@ -283,7 +283,7 @@ cdef int walrec_next(
     cdef bint torn
     left = size - offset
     if left < 8:
-        return WALREC_END if all_zero(base + offset, base + size) else WALREC_TORN
+        return WALREC_END if walrec_all_zero(base + offset, base + size) else WALREC_TORN
     word = walrec_load64(base + offset)
     if word == 0:
         return end_or_bad(base, size, offset)
@@ -299,14 +299,14 @@ cdef int walrec_next(
     if parse_record(record, record + record_bytes, frame, &exact, &header_end) == WALREC_OK:
         if frame.type == WALREC_CRC:
             if frame.data == NULL and (crc[0] == 0 or crc[0] == frame.crc):
-                if not all_zero(record + record_bytes, record + record_bytes + pad):
+                if not walrec_all_zero(record + record_bytes, record + record_bytes + pad):
                     return WALREC_BAD_RECORD
                 crc[0] = frame.crc
                 return WALREC_OK
             return WALREC_BAD_CRC
         after = crc32c_update(crc[0], frame.data, frame.data_bytes)
         if after == frame.crc:
-            if not all_zero(record + record_bytes, record + record_bytes + pad):
+            if not walrec_all_zero(record + record_bytes, record + record_bytes + pad):
                 return WALREC_BAD_RECORD
             crc[0] = after
             return WALREC_OK

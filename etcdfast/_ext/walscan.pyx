@@ -22,6 +22,7 @@ from etcdfast._ext.walrec cimport (
     WALREC_SNAPSHOT,
     WALREC_STATE,
     WALREC_TORN,
+    walrec_all_zero,
     walrec_entry,
     walrec_frame,
     walrec_later_commit_covers,
@@ -165,7 +166,7 @@ cdef class LogScan:
         self.offset = 0
         self.seeded = self.described = False
         if view.shape[0] == 0:
-            return WALREC_END if last else WALREC_BAD_ORDER
+            return WALREC_BAD_ORDER
         base = &view[0]
         bases = <const uint8_t **>realloc(self.table.bases, (segments + 1) * sizeof(void *))
         if bases == NULL:
@@ -177,14 +178,22 @@ cdef class LogScan:
         while True:
             with nogil:
                 code = self.walk(base, <size_t>view.shape[0], <uint32_t>segments, last)
-            if code != WALREC_METADATA and code != WALREC_SNAPSHOT:
+            if code != WALREC_OK:
                 return code
-            code = self.keep(base, <size_t>view.shape[0], last, code)
+            code = self.keep(base, <size_t>view.shape[0], last)
             if code != WALREC_OK:
                 return code
 
+    def tail_is_zero(self):
+        """True when nothing but zeros follows the last good frame of the last segment."""
+        cdef const uint8_t[::1] view = self.table.segments[len(self.table.segments) - 1]
+        cdef bint zero
+        with nogil:
+            zero = walrec_all_zero(&view[0] + self.offset, &view[0] + view.shape[0])
+        return zero
+
     cdef int walk(self, const uint8_t *base, size_t size, uint32_t segment, bint last) noexcept nogil:
-        """Frames up to the next rare record (its type is returned, unread) or to an end or error."""
+        """Frames up to the next metadata or snapshot record, left unread (OK), or to an end or error."""
         cdef walrec_frame frame
         cdef walrec_entry entry
         cdef walrec_state state
@@ -194,6 +203,9 @@ cdef class LogScan:
             crc = self.crc
             code = walrec_next(base, size, self.offset, last, &crc, &frame)
             if code == WALREC_TORN or code == WALREC_END:
+                # A segment gets its name after its head is durable: one without is not torn but damaged.
+                if not self.described:
+                    return WALREC_BAD_ORDER
                 if last and walrec_later_commit_covers(base, size, self.offset, self.last_index + 1):
                     return WALREC_LOST
                 return code
@@ -204,7 +216,7 @@ cdef class LogScan:
             elif not self.seeded:
                 return WALREC_BAD_ORDER
             elif frame.type == WALREC_METADATA or frame.type == WALREC_SNAPSHOT:
-                return <int>frame.type
+                return WALREC_OK
             elif not self.described:
                 return WALREC_BAD_ORDER
             elif frame.type == WALREC_ENTRY:
@@ -225,14 +237,14 @@ cdef class LogScan:
             self.offset += frame.frame_bytes
             self.records += 1
 
-    cdef int keep(self, const uint8_t *base, size_t size, bint last, int type):
+    cdef int keep(self, const uint8_t *base, size_t size, bint last):
         """Take in the metadata or snapshot record at `offset`."""
         cdef walrec_frame frame
         cdef uint32_t crc = self.crc
         cdef uint64_t index = 0, term = 0, conf_state_bytes = 0
         walrec_next(base, size, self.offset, last, &crc, &frame)
         data = (<char *>frame.data)[: frame.data_bytes] if frame.data != NULL else b""
-        if type == WALREC_METADATA:
+        if frame.type == WALREC_METADATA:
             if self.metadata is not None and self.metadata != data:
                 return WALREC_CONFLICT
             self.metadata = data
