@@ -27,6 +27,7 @@ EXTENSIONS = {
     "walrec": [],  # WAL frames: encode, scan, verify
     "walscan": [],  # whole logs as rows of entries, for start-up
     "walops": [],  # the system calls of the WAL, and planned faults for tests
+    "walfiles": ["pthread"],  # the log's directory: next segment ahead, release, purge
     "walio": ["pthread"],  # WAL segment writer: disk thread, group commit
     "raftlog": [],  # in-memory raft log of the consensus process
     "consensusloop": ["pthread"],  # the turn of the consensus process

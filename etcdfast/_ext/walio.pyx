@@ -1,19 +1,30 @@
 """The segment writer: a filling buffer, a disk thread and a helper that prepares and removes files.
 
 Who touches what: the loop thread owns the filling buffer, the encoder's checksum and all log positions; the disk
-thread owns the open segment's descriptor and, between submit and idle, the buffer in flight; `files` guards the
-list of segments and the spare file. The hand-over is the one word `job`.
+thread owns the open segment's descriptor and, between submit and idle, the buffer in flight. The hand-over is the
+one word `job`. Other files of the log are walfiles' business.
 """
 
 import os
 
-from libc.errno cimport EIO, ENOMEM, errno
+from libc.errno cimport errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from etcdfast._ext.walfiles cimport (
+    WALFILES_NAME_BYTES,
+    walfiles_add,
+    walfiles_adopt_spare,
+    walfiles_await_spare,
+    walfiles_init,
+    walfiles_name,
+    walfiles_release_to,
+    walfiles_start,
+    walfiles_stop,
+    walfiles_t,
+)
 from etcdfast._ext.walops cimport FaultPlan, walops_system, walops_table
 from etcdfast._ext.walrec cimport (
     WALREC_METADATA,
@@ -26,150 +37,33 @@ from etcdfast._ext.walrec cimport (
     walrec_put_state,
     walrec_record_bound,
 )
-
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <errno.h>
-    #include <fcntl.h>
-    #include <linux/futex.h>
-    #include <poll.h>
-    #include <pthread.h>
-    #include <signal.h>
-    #include <stdint.h>
-    #include <stdlib.h>
-    #include <string.h>
-    #include <sys/eventfd.h>
-    #include <sys/file.h>
-    #include <sys/syscall.h>
-    #include <time.h>
-    #include <unistd.h>
-
-    #define walio_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-    #define walio_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-    /* One writer per counter: a plain add published by a relaxed store is enough. */
-    #define walio_add(p, v) __atomic_store_n((p), *(p) + (v), __ATOMIC_RELAXED)
-    #define walio_peek(p) __atomic_load_n((p), __ATOMIC_RELAXED)
-
-    static inline void walio_pause(void) {
-    #if defined(__x86_64__)
-        __builtin_ia32_pause();
-    #endif
-    }
-
-    static uint64_t walio_now(void) {   /* nanoseconds */
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-    }
-
-    static void walio_futex_wait(int32_t *word, int32_t seen) {
-        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
-    }
-    static void walio_futex_wake(int32_t *word) {
-        syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-    }
-
-    static int walio_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
-    static void walio_ring(int fd) {
-        uint64_t one = 1;
-        /* A full counter means that the reader has yet to look: the ring is already pending. */
-        if (write(fd, &one, 8) != 8) {}
-    }
-    static void walio_await_ring(int fd) {
-        struct pollfd p = {fd, POLLIN, 0};
-        uint64_t count;
-        if (poll(&p, 1, 100) > 0 && read(fd, &count, 8) != 8) {}
-    }
-
-    /* Exclusive lock of the whole file that belongs to the open descriptor, as etcd takes it. */
-    static int walio_lock(int fd) {
-        struct flock whole;
-        memset(&whole, 0, sizeof whole);
-        whole.l_type = F_WRLCK;
-        whole.l_whence = SEEK_SET;
-        if (fcntl(fd, F_OFD_SETLK, &whole) == 0)
-            return 0;
-        return errno == EINVAL ? flock(fd, LOCK_EX | LOCK_NB) : -1;
-    }
-
-    static void *walio_aligned(size_t bytes) {
-        void *p = NULL;
-        return posix_memalign(&p, 4096, bytes) == 0 ? p : NULL;
-    }
-
-    static int walio_thread(pthread_t *thread, void *(*body)(void *), void *argument, const char *name) {
-        sigset_t all, before;
-        int error;
-        /* Signals belong to the process's main thread. */
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        error = pthread_create(thread, NULL, body, argument);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (!error)
-            pthread_setname_np(*thread, name);
-        return error;
-    }
-
-    static void walio_background_io(void) {   /* I/O class "idle", where the scheduler has classes */
-        syscall(SYS_ioprio_set, 1, 0, 3 << 13);
-    }
-
-    static void walio_cond_wait_ms(pthread_cond_t *cond, pthread_mutex_t *mutex, long milliseconds) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += milliseconds * 1000000;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
-        pthread_cond_timedwait(cond, mutex, &until);
-    }
-    """
-    ctypedef struct pthread_t:
-        pass
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes) noexcept nogil
-    int pthread_mutex_lock(pthread_mutex_t *mutex) noexcept nogil
-    int pthread_mutex_unlock(pthread_mutex_t *mutex) noexcept nogil
-    int pthread_cond_init(pthread_cond_t *cond, void *attributes) noexcept nogil
-    int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex) noexcept nogil
-    int pthread_cond_broadcast(pthread_cond_t *cond) noexcept nogil
-    int pthread_join(pthread_t thread, void **result) noexcept nogil
-    int32_t load32 "walio_load"(int32_t *p) noexcept nogil
-    void store32 "walio_store"(int32_t *p, int32_t v) noexcept nogil
-    uint64_t load64 "walio_load"(uint64_t *p) noexcept nogil
-    void store64 "walio_store"(uint64_t *p, uint64_t v) noexcept nogil
-    void add64 "walio_add"(uint64_t *p, uint64_t v) noexcept nogil
-    uint64_t peek64 "walio_peek"(uint64_t *p) noexcept nogil
-    void walio_pause() noexcept nogil
-    uint64_t walio_now() noexcept nogil
-    void walio_futex_wait(int32_t *word, int32_t seen) noexcept nogil
-    void walio_futex_wake(int32_t *word) noexcept nogil
-    int walio_eventfd() noexcept nogil
-    void walio_ring(int fd) noexcept nogil
-    void walio_await_ring(int fd) noexcept nogil
-    int walio_lock(int fd) noexcept nogil
-    void *walio_aligned(size_t bytes) noexcept nogil
-    int walio_thread(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument, const char *name) noexcept nogil
-    void walio_background_io() noexcept nogil
-    void walio_cond_wait_ms(pthread_cond_t *cond, pthread_mutex_t *mutex, long milliseconds) noexcept nogil
-    int c_close "close"(int fd) noexcept nogil
-    int64_t c_pread "pread"(int fd, void *data, size_t size, int64_t offset) noexcept nogil
-    enum: O_RDWR
-    enum: O_CREAT
-    enum: O_TRUNC
-    enum: O_CLOEXEC
+from etcdfast._ext.walsys cimport (
+    add64,
+    c_close,
+    c_pread,
+    load32,
+    load64,
+    peek64,
+    pthread_join,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    pthread_t,
+    store32,
+    store64,
+    walsys_aligned,
+    walsys_await_ring,
+    walsys_eventfd,
+    walsys_futex_wait,
+    walsys_futex_wake,
+    walsys_now,
+    walsys_pause,
+    walsys_ring,
+    walsys_thread,
+)
 
 # Batches are written in whole blocks of this, aligned in the file: eight sectors, a page.
 cdef enum:
     BLOCK_BYTES = 4096
-    PREWRITE_BYTES = 1048576
-    PREWRITE_PAUSE_MS = 8
-    NAME_BYTES = 48
 
 cdef enum:
     JOB_IDLE = 0
@@ -188,24 +82,15 @@ cdef struct wal_buffer:
     bint must_sync
     bint cut  # the segment ends with this batch
 
-cdef struct wal_segment:
-    uint64_t sequence
-    uint64_t index  # first entry expected in it
-    int fd  # locked; -1 once let go
-
 cdef struct wal_state:
     uint64_t term, vote, commit
 
 cdef struct wal_t:
     const walops_table *ops
     # settings
-    uint64_t segment_bytes
     size_t buffer_bytes  # limit of the filling buffer
     size_t record_bytes_max
-    uint32_t max_wals
-    bint prewrite
     uint64_t spin_nanoseconds
-    int directory
     # loop thread
     wal_buffer buffers[2]
     wal_buffer *fill
@@ -238,21 +123,9 @@ cdef struct wal_t:
     int fd
     uint64_t sequence
     int done_fd
-    # under `files`
-    pthread_mutex_t files
-    pthread_cond_t files_changed
-    wal_segment *segments
-    size_t segment_count, segment_capacity
-    int spare_fd  # -1: not ready
-    int spare_number
-    int32_t spare_error
-    bint spare_urgent
-    bint stopping
-    uint64_t release_index
-    bint release_due
-    # threads
-    pthread_t disk, helper
-    bint disk_started, helper_started
+    walfiles_t files
+    pthread_t disk
+    bint disk_started
 
 
 cdef inline size_t whole_blocks(size_t bytes) noexcept nogil:
@@ -285,7 +158,7 @@ cdef uint8_t *reserve_slowly(wal_t *wal, size_t bound, int *code) noexcept nogil
     else:
         # One record larger than the limit goes alone, in memory that is given back at the next swap.
         capacity = whole_blocks(buffer.end + bound)
-        grown = <uint8_t *>walio_aligned(capacity)
+        grown = <uint8_t *>walsys_aligned(capacity)
         if grown == NULL:
             code[0] = WAL_NO_MEMORY
             return NULL
@@ -404,14 +277,14 @@ cdef int wal_submit(wal_t *wal) noexcept nogil:
     if full.end == full.head or load32(&wal.job) != JOB_IDLE:
         return 0
     if next.capacity != wal.buffer_bytes:
-        fresh = <uint8_t *>walio_aligned(wal.buffer_bytes)
+        fresh = <uint8_t *>walsys_aligned(wal.buffer_bytes)
         if fresh == NULL:
             return WAL_NO_MEMORY
         free(next.base)
         next.base = fresh
         next.capacity = wal.buffer_bytes
     memset(full.base + full.end, 0, whole_blocks(full.end) - full.end)
-    full.cut = full.file_offset + full.end >= wal.segment_bytes
+    full.cut = full.file_offset + full.end >= wal.files.segment_bytes
     if full.cut:
         next.file_offset = 0
         next.head = put_segment_head(wal, next.base)
@@ -438,7 +311,7 @@ cdef int wal_submit(wal_t *wal) noexcept nogil:
     wal.flight_ticket = wal.submitted
     wal.fill = next
     store32(&wal.job, JOB_BATCH)
-    walio_futex_wake(&wal.job)
+    walsys_futex_wake(&wal.job)
     return 1
 
 
@@ -510,7 +383,7 @@ cdef int fail(wal_t *wal, int what, int error, uint64_t offset) noexcept nogil:
     wal.failure.sequence = wal.sequence
     wal.failure.offset = offset
     store32(&wal.failed, 1)
-    walio_ring(wal.done_fd)
+    walsys_ring(wal.done_fd)
     return WAL_FAILED
 
 
@@ -536,19 +409,19 @@ cdef void *disk_main(void *argument) noexcept nogil:
         if write_batch(wal, wal.flight) == WAL_OK and wal.flight.cut:
             cut_segment(wal, wal.flight.file_offset + wal.flight.end)
         store32(&wal.job, JOB_IDLE)
-        walio_ring(wal.done_fd)
+        walsys_ring(wal.done_fd)
 
 
 cdef int32_t await_job(wal_t *wal) noexcept nogil:
     cdef int32_t job = load32(&wal.job)
     cdef uint64_t until
     if job == JOB_IDLE and wal.spin_nanoseconds:
-        until = walio_now() + wal.spin_nanoseconds
-        while job == JOB_IDLE and walio_now() < until:
-            walio_pause()
+        until = walsys_now() + wal.spin_nanoseconds
+        while job == JOB_IDLE and walsys_now() < until:
+            walsys_pause()
             job = load32(&wal.job)
     while job == JOB_IDLE:
-        walio_futex_wait(&wal.job, JOB_IDLE)
+        walsys_futex_wait(&wal.job, JOB_IDLE)
         job = load32(&wal.job)
     return job
 
@@ -562,36 +435,29 @@ cdef int write_batch(wal_t *wal, wal_buffer *batch) noexcept nogil:
     add64(&wal.counters.writes, 1)
     add64(&wal.counters.bytes_written, batch.end - batch.head)
     if batch.must_sync:
-        began = walio_now()
+        began = walsys_now()
         if wal.ops.fdatasync(wal.ops.context, wal.fd) != 0:
             return fail(wal, WAL_DID_SYNC, errno, batch.file_offset)
-        count_fsync(wal, walio_now() - began)
+        count_fsync(wal, walsys_now() - began)
     store64(&wal.durable_ticket, wal.flight_ticket)
     if batch.cut:
-        walio_ring(wal.done_fd)  # the answers need not wait for the cut
+        walsys_ring(wal.done_fd)  # the answers need not wait for the cut
     return WAL_OK
 
 
 cdef int cut_segment(wal_t *wal, uint64_t end) noexcept nogil:
-    cdef char spare_name[NAME_BYTES]
-    cdef char name[NAME_BYTES]
+    cdef char spare_name[WALFILES_NAME_BYTES]
+    cdef char name[WALFILES_NAME_BYTES]
     cdef const walops_table *ops = wal.ops
-    cdef int spare, error, number
+    cdef int spare
+    cdef int error = 0
     cdef int64_t n
     # A reader takes what follows the last record for data: the file must end where its records do.
     if ops.ftruncate(ops.context, wal.fd, <int64_t>end) != 0:
         return fail(wal, WAL_DID_TRUNCATE, errno, end)
     if ops.fsync(ops.context, wal.fd) != 0:
         return fail(wal, WAL_DID_SYNC, errno, end)
-    pthread_mutex_lock(&wal.files)
-    wal.spare_urgent = True
-    pthread_cond_broadcast(&wal.files_changed)
-    while wal.spare_fd < 0 and not wal.spare_error:
-        pthread_cond_wait(&wal.files_changed, &wal.files)
-    spare = wal.spare_fd
-    number = wal.spare_number
-    error = wal.spare_error
-    pthread_mutex_unlock(&wal.files)
+    spare = walfiles_await_spare(&wal.files, spare_name, &error)
     if spare < 0:
         return fail(wal, WAL_DID_PREPARE, error, end)
     n = ops.pwrite(ops.context, spare, wal.cut_head, wal.cut_head_bytes, 0)
@@ -599,177 +465,26 @@ cdef int cut_segment(wal_t *wal, uint64_t end) noexcept nogil:
         return fail(wal, WAL_DID_WRITE, errno if n < 0 else 0, end)
     if ops.fsync(ops.context, spare) != 0:
         return fail(wal, WAL_DID_SYNC, errno, end)
-    snprintf(spare_name, NAME_BYTES, "%d.tmp", number)
-    segment_name(name, wal.sequence + 1, wal.cut_index)
-    if ops.renameat(ops.context, wal.directory, spare_name, name) != 0:
+    walfiles_name(name, wal.sequence + 1, wal.cut_index)
+    if ops.renameat(ops.context, wal.files.directory, spare_name, name) != 0:
         return fail(wal, WAL_DID_RENAME, errno, end)
-    if ops.fsync(ops.context, wal.directory) != 0:
+    if ops.fsync(ops.context, wal.files.directory) != 0:
         return fail(wal, WAL_DID_SYNC_DIRECTORY, errno, end)
-    pthread_mutex_lock(&wal.files)
-    error = add_segment(wal, wal.sequence + 1, wal.cut_index, spare)
-    wal.spare_fd = -1
-    wal.spare_number = 1 - number
-    wal.spare_urgent = False
-    wal.release_due = True
-    pthread_cond_broadcast(&wal.files_changed)
-    pthread_mutex_unlock(&wal.files)
-    if error != WAL_OK:
-        return fail(wal, WAL_DID_PREPARE, ENOMEM, end)
+    error = walfiles_adopt_spare(&wal.files, wal.sequence + 1, wal.cut_index)
+    if error:
+        return fail(wal, WAL_DID_PREPARE, error, end)
     wal.fd = spare
     wal.sequence += 1
     add64(&wal.counters.cuts, 1)
     return WAL_OK
 
 
-cdef void segment_name(char *out, uint64_t sequence, uint64_t index) noexcept nogil:
-    snprintf(out, NAME_BYTES, "%016llx-%016llx.wal", <unsigned long long>sequence, <unsigned long long>index)
-
-
-# Under `files`.
-cdef int add_segment(wal_t *wal, uint64_t sequence, uint64_t index, int fd) noexcept nogil:
-    cdef size_t capacity
-    cdef wal_segment *grown
-    if wal.segment_count == wal.segment_capacity:
-        capacity = wal.segment_capacity * 2 if wal.segment_capacity else 16
-        grown = <wal_segment *>realloc(wal.segments, capacity * sizeof(wal_segment))
-        if grown == NULL:
-            return WAL_NO_MEMORY
-        wal.segments = grown
-        wal.segment_capacity = capacity
-    wal.segments[wal.segment_count].sequence = sequence
-    wal.segments[wal.segment_count].index = index
-    wal.segments[wal.segment_count].fd = fd
-    wal.segment_count += 1
-    return WAL_OK
-
-
-# ---- helper thread --------------------------------------------------------------------------------
-
-
-cdef void *helper_main(void *argument) noexcept nogil:
-    cdef wal_t *wal = <wal_t *>argument
-    cdef int fd, error
-    walio_background_io()
-    pthread_mutex_lock(&wal.files)
-    while not wal.stopping:
-        if wal.spare_fd < 0 and not wal.spare_error:
-            error = 0
-            pthread_mutex_unlock(&wal.files)
-            fd = prepare_spare(wal, &error)
-            pthread_mutex_lock(&wal.files)
-            wal.spare_fd = fd
-            wal.spare_error = error
-            pthread_cond_broadcast(&wal.files_changed)
-        elif wal.release_due:
-            wal.release_due = False
-            purge(wal)
-        else:
-            pthread_cond_wait(&wal.files_changed, &wal.files)
-    pthread_mutex_unlock(&wal.files)
-    return NULL
-
-
-# A locked file of segment_bytes zeros. -1 and the errno in `error`; a stop leaves both unset (-1, 0).
-# The zeros are really written: the first write into an extent that is only allocated makes fdatasync commit the
-# file system's journal as well (112 instead of 177 us for a 4 KiB batch on ext4, see bench/micro/wal.py).
-cdef int prepare_spare(wal_t *wal, int *error) noexcept nogil:
-    cdef char name[NAME_BYTES]
-    cdef const walops_table *ops = wal.ops
-    cdef uint8_t *zeros
-    cdef int fd
-    snprintf(name, NAME_BYTES, "%d.tmp", wal.spare_number)
-    fd = ops.openat(ops.context, wal.directory, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC)
-    if fd < 0:
-        error[0] = errno
-        return -1
-    if walio_lock(fd) != 0 or ops.fallocate(ops.context, fd, <int64_t>wal.segment_bytes) != 0:
-        error[0] = errno
-    elif wal.prewrite:
-        zeros = <uint8_t *>calloc(1, PREWRITE_BYTES)
-        error[0] = ENOMEM if zeros == NULL else write_zeros(wal, fd, zeros)
-        free(zeros)
-    if error[0] == 0 and ops.presync(ops.context, fd) != 0:
-        error[0] = errno
-    if error[0] or wal.stopping:
-        c_close(fd)
-        return -1
-    return fd
-
-
-cdef int write_zeros(wal_t *wal, int fd, const uint8_t *zeros) noexcept nogil:
-    cdef const walops_table *ops = wal.ops
-    cdef uint64_t offset = 0
-    cdef size_t size
-    cdef int64_t n
-    cdef bint stop
-    while offset < wal.segment_bytes:
-        size = PREWRITE_BYTES
-        if size > wal.segment_bytes - offset:
-            size = <size_t>(wal.segment_bytes - offset)
-        n = ops.prewrite(ops.context, fd, zeros, size, <int64_t>offset)
-        if n != <int64_t>size:
-            return errno if n < 0 else EIO
-        offset += size
-        # Small synced pieces with pauses: the log's own syncs must not queue behind 64 MB.
-        if ops.presync(ops.context, fd) != 0:
-            return errno
-        pthread_mutex_lock(&wal.files)
-        if not wal.spare_urgent and not wal.stopping:
-            walio_cond_wait_ms(&wal.files_changed, &wal.files, PREWRITE_PAUSE_MS)
-        stop = wal.stopping
-        pthread_mutex_unlock(&wal.files)
-        if stop:
-            return 0
-    return 0
-
-
-# Under `files`, given up while removing a file. Lets go of segments wholly before the release index and removes the
-# oldest while there are too many. Another holder of a file's lock (a backup) keeps it.
-cdef void purge(wal_t *wal) noexcept nogil:
-    cdef char name[NAME_BYTES]
-    cdef size_t keep, i
-    cdef int fd
-    cdef bint mine
-    keep = 0
-    while keep < wal.segment_count and wal.segments[keep].index < wal.release_index:
-        keep += 1
-    # The first one at or after the index may begin behind it: its predecessor stays, the last one always.
-    if keep == wal.segment_count:
-        keep -= 1
-    keep = keep - 1 if keep else 0
-    for i in range(keep):
-        if wal.segments[i].fd >= 0:
-            c_close(wal.segments[i].fd)
-            wal.segments[i].fd = -1
-    while wal.max_wals and wal.segment_count > wal.max_wals and wal.segments[0].fd < 0 and not wal.stopping:
-        segment_name(name, wal.segments[0].sequence, wal.segments[0].index)
-        pthread_mutex_unlock(&wal.files)
-        fd = wal.ops.openat(wal.ops.context, wal.directory, name, O_RDWR | O_CLOEXEC)
-        mine = fd < 0 or walio_lock(fd) == 0
-        if mine and fd >= 0:
-            mine = wal.ops.unlinkat(wal.ops.context, wal.directory, name) == 0
-        if fd >= 0:
-            c_close(fd)
-        pthread_mutex_lock(&wal.files)
-        if not mine:
-            return
-        # Only this thread removes rows, and from the front; the disk thread may have added some at the end.
-        wal.segment_count -= 1
-        for i in range(wal.segment_count):
-            wal.segments[i] = wal.segments[i + 1]
-        add64(&wal.counters.purged, 1)
-
-
 # ---- housekeeping ---------------------------------------------------------------------------------
 
 
 cdef void wal_release_to(wal_t *wal, uint64_t index) noexcept nogil:
-    pthread_mutex_lock(&wal.files)
-    if index > wal.release_index:
-        wal.release_index = index
-        wal.release_due = True
-        pthread_cond_broadcast(&wal.files_changed)
-    pthread_mutex_unlock(&wal.files)
+    if not wal.closed:
+        walfiles_release_to(&wal.files, index)
 
 
 cdef void wal_stats(wal_t *wal, wal_counters *counters) noexcept nogil:
@@ -781,7 +496,7 @@ cdef void wal_stats(wal_t *wal, wal_counters *counters) noexcept nogil:
     counters.writes = peek64(&wal.counters.writes)
     counters.bytes_written = peek64(&wal.counters.bytes_written)
     counters.cuts = peek64(&wal.counters.cuts)
-    counters.purged = peek64(&wal.counters.purged)
+    counters.purged = peek64(&wal.files.purged)
 
 
 cdef int flush(wal_t *wal) noexcept nogil:
@@ -794,15 +509,13 @@ cdef int flush(wal_t *wal) noexcept nogil:
         if code == 0 and wal_idle(wal):
             break
         wal_poll(wal)
-        walio_await_ring(wal.done_fd)
+        walsys_await_ring(wal.done_fd)
     wal_poll(wal)
     return WAL_FAILED if load32(&wal.failed) else WAL_OK
 
 
 cdef int wal_close(wal_t *wal) noexcept nogil:
-    cdef char name[NAME_BYTES]
     cdef int code = WAL_OK
-    cdef size_t i
     if wal.closed:
         return WAL_CLOSED
     if wal.disk_started:
@@ -816,28 +529,13 @@ cdef int wal_close(wal_t *wal) noexcept nogil:
             code = fail(wal, WAL_DID_SYNC, errno, wal.fill.file_offset)
         # Only an idle word may be replaced: a failed batch also ends idle.
         while not wal_idle(wal):
-            walio_await_ring(wal.done_fd)
+            walsys_await_ring(wal.done_fd)
         store32(&wal.job, JOB_STOP)
-        walio_futex_wake(&wal.job)
+        walsys_futex_wake(&wal.job)
         pthread_join(wal.disk, NULL)
         wal.disk_started = False
     wal.closed = True
-    if wal.helper_started:
-        pthread_mutex_lock(&wal.files)
-        wal.stopping = True
-        pthread_cond_broadcast(&wal.files_changed)
-        pthread_mutex_unlock(&wal.files)
-        pthread_join(wal.helper, NULL)
-        wal.helper_started = False
-        snprintf(name, NAME_BYTES, "%d.tmp", wal.spare_number)
-        wal.ops.unlinkat(wal.ops.context, wal.directory, name)
-    if wal.spare_fd >= 0:
-        c_close(wal.spare_fd)
-    for i in range(wal.segment_count):
-        if wal.segments[i].fd >= 0:
-            c_close(wal.segments[i].fd)
-    wal.segment_count = 0
-    c_close(wal.directory)
+    walfiles_stop(&wal.files)
     return code
 
 
@@ -891,11 +589,10 @@ cdef class Wal:
         wal = self.wal = <wal_t *>calloc(1, sizeof(wal_t))
         if wal == NULL:
             raise MemoryError("WAL")
-        wal.directory = wal.done_fd = wal.spare_fd = -1
-        pthread_mutex_init(&wal.files, NULL)
-        pthread_cond_init(&wal.files_changed, NULL)
+        wal.done_fd = -1
+        walfiles_init(&wal.files)
         for sequence, index, fd in segments:
-            if add_segment(wal, sequence, index, fd) != WAL_OK:
+            if walfiles_add(&wal.files, sequence, index, fd) != 0:
                 raise MemoryError("WAL segments")
             wal.fd = fd
             wal.sequence = sequence
@@ -903,23 +600,24 @@ cdef class Wal:
         wal.ops = walops_system()
         if faults is not None:
             wal.ops = &faults.table
-        wal.segment_bytes = segment_bytes
+        wal.files.segment_bytes = segment_bytes
         wal.buffer_bytes = whole_blocks(buffer_bytes)
         wal.record_bytes_max = record_bytes_max
-        wal.max_wals = max_wals
-        wal.prewrite = prewrite
+        wal.files.ops = wal.ops
+        wal.files.max_wals = max_wals
+        wal.files.prewrite = prewrite
         wal.spin_nanoseconds = <uint64_t>(spin_seconds * 1e9)
         wal.metadata_bytes = <size_t>len(metadata)
         wal.metadata = <uint8_t *>calloc(1, wal.metadata_bytes + 1)
         wal.cut_head_bytes = whole_blocks(
             walrec_record_bound(wal.metadata_bytes) + walrec_record_bound(0) + WALREC_STATE_FRAME_MAX)
-        wal.cut_head = <uint8_t *>walio_aligned(wal.cut_head_bytes)
+        wal.cut_head = <uint8_t *>walsys_aligned(wal.cut_head_bytes)
         if wal.metadata == NULL or wal.cut_head == NULL:
             raise MemoryError("WAL head")
         memcpy(wal.metadata, <const char *>metadata, wal.metadata_bytes)
         for i in range(2):
             wal.buffers[i].capacity = wal.buffer_bytes
-            wal.buffers[i].base = <uint8_t *>walio_aligned(wal.buffer_bytes)
+            wal.buffers[i].base = <uint8_t *>walsys_aligned(wal.buffer_bytes)
             if wal.buffers[i].base == NULL:
                 raise MemoryError("WAL buffers")
         wal.wanted.term, wal.wanted.vote, wal.wanted.commit = state
@@ -932,16 +630,14 @@ cdef class Wal:
         buffer.head = buffer.end = offset % BLOCK_BYTES
         if c_pread(wal.fd, buffer.base, buffer.head, <int64_t>buffer.file_offset) != <int64_t>buffer.head:
             raise OSError(errno, os.strerror(errno), directory)
-        wal.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        wal.done_fd = walio_eventfd()
+        wal.files.directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        wal.done_fd = walsys_eventfd()
         if wal.done_fd < 0:
             raise OSError(errno, os.strerror(errno), "eventfd")
-        wal.release_due = True
-        error = walio_thread(&wal.disk, disk_main, wal, "wal-disk")
+        error = walsys_thread(&wal.disk, disk_main, wal, "wal-disk")
         wal.disk_started = error == 0
         if wal.disk_started:
-            error = walio_thread(&wal.helper, helper_main, wal, "wal-files")
-            wal.helper_started = error == 0
+            error = walfiles_start(&wal.files)
         if error:
             raise OSError(error, os.strerror(error), "WAL thread")
 
@@ -955,7 +651,6 @@ cdef class Wal:
             c_close(wal.done_fd)
         free(wal.buffers[0].base)
         free(wal.buffers[1].base)
-        free(wal.segments)
         free(wal.metadata)
         free(wal.cut_head)
         free(wal)
@@ -1026,10 +721,11 @@ cdef class Wal:
     def segments(self):
         """(sequence, index, held) of every segment file, oldest first."""
         cdef size_t i
-        pthread_mutex_lock(&self.wal.files)
-        rows = [(self.wal.segments[i].sequence, self.wal.segments[i].index, self.wal.segments[i].fd >= 0)
-                for i in range(self.wal.segment_count)]
-        pthread_mutex_unlock(&self.wal.files)
+        cdef walfiles_t *files = &self.wal.files
+        pthread_mutex_lock(&files.lock)
+        rows = [(files.segments[i].sequence, files.segments[i].index, files.segments[i].fd >= 0)
+                for i in range(files.segment_count)]
+        pthread_mutex_unlock(&files.lock)
         return rows
 
     def stats(self):
