@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from .victims import choose
 from .workload import Load
 
 CONTENTS_EVERY = 20
+STOP_CHANCE = 0.08
+START_KILL_CHANCE = 0.15
 COMPACT_EVERY = 4
 
 
@@ -67,12 +70,21 @@ def _round(server: Server, checker: Checker, rng: random.Random, number: int, re
             if rng.random() < 0.7:
                 pending.reply()
                 report.compactions += 1
-    what, pids = choose(server, rng)
-    server.kill9(pids)
-    status = server.wait_exit(10)
-    if status == 0:
-        raise Broken(f"{what} was killed, and the member ended with status 0")
+    if rng.random() < STOP_CHANCE:
+        what = "SIGTERM"
+        server.stop()
+    else:
+        what, pids = choose(server, rng)
+        server.kill9(pids)
+        if server.wait_exit(10) == 0:
+            raise Broken(f"{what} was killed, and the member ended with status 0")
     answered, unanswered = load.join()
+    if rng.random() < START_KILL_CHANCE:
+        # Death in any stage of the replay: nothing that was recovered may be lost by recovering.
+        server.spawn()
+        time.sleep(rng.uniform(0.02, 0.6))
+        server.kill9()
+        what += ", then again in the start"
     server.start()
     with server.client() as client:
         found = checker.after_restart(client, answered, unanswered)
