@@ -1,0 +1,114 @@
+"""The turn of the consensus process: proposals into the log, the log to disk, committed entries to apply.
+
+    f<i>c, ac rings --> raft log (one copy, wrapped as InternalRaftRequest) --> WAL filling buffer --> disk thread
+                            |                                                                            |
+                            +--> `ca` ring, once committed  <---- commit (the raft core, in Python) <----+
+
+The loop decides nothing about raft: Python sets the term, whether proposals are taken, and the commit index
+(`Loop` methods), and is asked only when something happened (`EV_*`). Backpressure runs against the arrows: a
+full `ca` ring stops draining, and so does a full raft log, which fills when the WAL buffer is full.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from etcdfast._ext.raftlog cimport RaftLog, raft_log
+from etcdfast._ext.ring cimport Ring, ipc_record, ring_view
+from etcdfast._ext.walio cimport Wal, wal_t
+from etcdfast._ext.walscan cimport EntryTable, walscan_row
+
+# What a turn has to tell.
+cdef enum:
+    EV_APPENDED = 1  # the raft log grew
+    EV_DURABLE = 2  # durable_index, durable_term or durable_state advanced
+    EV_TICK = 4  # ticks_due > 0
+    EV_WAKE = 8  # the wake descriptor is readable (a signal came)
+    EV_LIFE = 16  # the life descriptor is at its end: the supervisor is gone
+    EV_CONF = 32  # a configuration change was handed over; conf_index says which
+    EV_WAL_FAILED = 64  # final
+    EV_RING_BROKEN = 128  # final: a record that no working process writes
+    EV_NO_MEMORY = 256  # final
+    EV_ENTRY_TOO_LARGE = 512  # final: a committed entry that can never fit the `ca` ring
+    EV_REACHED = 1024  # the index given to notify_at() is handed over
+
+cdef enum:
+    LOOP_INBOUND_MAX = 65  # 64 frontends and apply
+    LOOP_TURN_RECORDS = 4096  # records drained in a turn, all rings together
+    LOOP_RING_RECORDS = 512  # and from one ring before the next has its go
+    LOOP_TURN_BYTES = 4194304  # of proposals and reads drained in a turn
+    LOOP_HAND_RECORDS = 4096  # committed entries handed over in a turn
+    LOOP_PUBLISH_RECORDS = 256  # committed records that apply is shown at once, so that it starts early
+    LOOP_HEADER_MAX = 16  # suffix that wraps a request: tag 2, length 1, tag 1, id 10
+    LOOP_PREFIX_MAX = 16  # tag 2, length 10
+
+# Who waits for a proposal; found by request id, not by position, so that it holds for forwarded ones too.
+ctypedef struct loop_waiter:
+    uint64_t request_id  # 0: free
+    uint32_t slot
+    uint32_t generation
+    uint32_t stream
+    uint8_t frontend
+    uint8_t method
+    uint8_t flags
+
+
+cdef class Loop:
+    cdef readonly RaftLog log
+    cdef readonly Wal wal
+    cdef list rings  # kept mapped
+    cdef object pages
+    cdef EntryTable table  # the log read at start, None once handed over
+    cdef raft_log *entries
+    cdef wal_t *disk
+    cdef ring_view *inbound[LOOP_INBOUND_MAX]
+    cdef int inbounds
+    cdef int next_inbound  # which goes first in the next turn
+    cdef ring_view *out  # `ca`
+    cdef void *status  # own page
+    cdef int epoll
+    cdef loop_waiter *waiters
+    cdef uint64_t waiter_mask
+    cdef uint64_t request_bytes_max
+
+    # rows of `table`; NULL when there is none
+    cdef walscan_row *replay
+    cdef uint64_t replay_first
+    cdef uint64_t replay_last
+
+    cdef readonly uint64_t term  # of entries that are drained into the log
+    cdef readonly bint accepting  # proposals and reads are taken
+    cdef readonly uint64_t commit
+    cdef readonly uint64_t handed  # last index handed to apply
+    cdef readonly uint64_t written  # last index given to the WAL
+    cdef readonly uint64_t conf_index
+    cdef uint64_t notify_index  # 0: none
+    cdef readonly uint64_t ticks_due
+    cdef uint64_t reported_last
+    cdef uint64_t request_prefix  # of request ids; formats.md 3.6
+    cdef uint64_t request_suffix
+
+    cdef uint64_t state_term, state_vote, state_commit  # hard state as the core has it
+    cdef uint64_t given_term, given_vote, given_commit  # as last given to the WAL
+    cdef uint64_t sent_term, sent_vote  # in the batch in flight
+    cdef readonly uint64_t durable_term_of_state
+    cdef readonly uint64_t durable_vote
+    cdef bint flush_state  # write a hard state of which only the commit index is new
+
+    cdef uint64_t blocked_bytes  # room waited for in `out`, 0 when none
+    cdef bint log_full
+    cdef bint more  # work is left that needs no wake-up
+    cdef uint64_t tick_nanoseconds
+    cdef uint64_t tick_at
+    cdef uint64_t now
+
+    cdef watch(self, int fd, uint32_t what, uint32_t events)
+    cdef int turn_once(self) noexcept nogil
+    cdef void show_disk(self) noexcept nogil
+    cdef int hand_over(self) noexcept nogil
+    cdef void fill_waiter(self, ipc_record *r, uint64_t request_id) noexcept nogil
+    cdef uint64_t new_request_id(self) noexcept nogil
+    cdef int drain(self) noexcept nogil
+    cdef int propose(self, ipc_record *r) noexcept nogil
+    cdef int pass_read(self, ipc_record *r) noexcept nogil
+    cdef int refuse(self, ipc_record *r, uint32_t status) noexcept nogil
+    cdef int write_wal(self) noexcept nogil
+    cdef int sleep(self) noexcept nogil
