@@ -1,0 +1,911 @@
+"""Revision index: the operations, on the tree of revtree and the records of revrecord."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+from etcdfast._ext.revrecord cimport (
+    KEY_LEN_MASK, RECORD_DEAD, RECORD_SPILLED, SIZE_MASK, SIZE_TOMBSTONE,
+    History, Record, Revision,
+    history_after, history_generation, history_revisions,
+    record_append, record_dead, record_drop, record_free, record_history_new, record_keep_from,
+    record_kept_main, record_key, record_key_len, record_new, record_spilled,
+)
+from etcdfast._ext.revslab cimport arena_init, arena_must_fail, arena_release
+from etcdfast._ext.revtree cimport (
+    Inner, Leaf, Path, __builtin_ctzll, __builtin_popcountll, __builtin_prefetch,
+    bits_below, inner_search, key_compare, leaf_mark, leaf_remove, leaf_search, leaf_thin,
+    path_changed, tree_descend, tree_find_leaf, tree_insert, tree_plant, tree_rebalance, tree_verify,
+)
+
+cdef int64_t REV_NOW = 0x7FFFFFFFFFFFFFFF
+
+cdef enum:
+    HIGH_NONE = 0       # to the last key
+    HIGH_BEFORE = 1     # keys < high
+    HIGH_UPTO = 2       # keys <= high: the range of one key
+    PREFETCH_RECORDS = 8
+    BATCH_MAX = 256     # results a Python call fetches at a time
+
+cdef struct Bounds:
+    const char* low
+    const char* high
+    uint32_t low_len
+    uint32_t high_len
+    int high_kind
+
+cdef struct CountWalk:
+    Bounds bounds
+    int64_t rev
+    int64_t budget
+    int64_t total
+    const char* resume_key
+    uint32_t resume_len
+    bint stopped
+
+
+cdef inline void bounds_set(
+    Bounds* bounds, const char* key, uint32_t key_len, const char* end, uint32_t end_len
+) noexcept nogil:
+    bounds.low = key
+    bounds.low_len = key_len
+    bounds.high = end
+    bounds.high_len = end_len
+    if end_len == 0:
+        bounds.high = key
+        bounds.high_len = key_len
+        bounds.high_kind = HIGH_UPTO
+    elif end_len == 1 and end[0] == 0:
+        bounds.high_kind = HIGH_NONE
+    else:
+        bounds.high_kind = HIGH_BEFORE
+
+
+cdef inline bint bounds_empty(Bounds* bounds) noexcept nogil:
+    return bounds.high_kind == HIGH_BEFORE and key_compare(
+        bounds.low, bounds.low_len, bounds.high, bounds.high_len, 0
+    ) >= 0
+
+
+cdef inline int bounds_end(Bounds* bounds, Leaf* leaf) noexcept nogil:
+    """First position behind the range, in the leaf that its upper bound belongs to."""
+    cdef bint found
+    cdef int position = leaf_search(leaf, bounds.high, bounds.high_len, &found)
+    return position + 1 if found and bounds.high_kind == HIGH_UPTO else position
+
+
+cdef inline void info_now(Record* record, KeyInfo* out) noexcept nogil:
+    """Describe the newest revision of a live record."""
+    cdef History* history
+    out.key = record_key(record)
+    out.key_len = record_key_len(record)
+    out.record = record
+    out.mod_main = record.mod_main
+    out.mod_sub = record.sub
+    out.size = record.size
+    if record_spilled(record):
+        history = record.link.history
+        history_generation(history, history.head + history.length - 1, &out.create_main, &out.version)
+    else:
+        out.create_main = record.link.create_main
+        out.version = record.version
+
+
+cdef inline bint info_at(Record* record, int64_t rev, KeyInfo* out) noexcept nogil:
+    """Describe the revision a read at rev sees; False if the key was not there."""
+    cdef History* history
+    cdef Revision* revision
+    cdef uint32_t after
+    if record.mod_main <= rev:
+        if record_dead(record):
+            return False
+        info_now(record, out)
+        return True
+    if not record_spilled(record):
+        return False
+    history = record.link.history
+    after = history_after(history, rev)
+    if after == 0:
+        return False
+    revision = history_revisions(history) + history.head + after - 1
+    if revision.size_mark & SIZE_TOMBSTONE:
+        return False
+    out.key = record_key(record)
+    out.key_len = record_key_len(record)
+    out.record = record
+    out.mod_main = revision.main
+    out.mod_sub = revision.sub
+    out.size = revision.size_mark
+    history_generation(history, history.head + after - 1, &out.create_main, &out.version)
+    return True
+
+
+cdef inline bint live_at(Record* record, int64_t rev) noexcept nogil:
+    cdef History* history
+    cdef uint32_t after
+    if record.mod_main <= rev:
+        return not record_dead(record)
+    if not record_spilled(record):
+        return False
+    history = record.link.history
+    after = history_after(history, rev)
+    if after == 0:
+        return False
+    return not history_revisions(history)[history.head + after - 1].size_mark & SIZE_TOMBSTONE
+
+
+cdef void count_leaf(Leaf* leaf, bint low_open, bint high_open, CountWalk* walk) noexcept nogil:
+    cdef bint found
+    cdef int i = 0
+    cdef int end = leaf.count
+    cdef Record* record
+    if not low_open:
+        i = leaf_search(leaf, walk.bounds.low, walk.bounds.low_len, &found)
+    if not high_open:
+        end = bounds_end(&walk.bounds, leaf)
+    if i >= end:
+        return
+    if walk.budget > 0 and walk.rev >= leaf.newest:
+        walk.budget -= 1
+        walk.total += __builtin_popcountll(leaf.live & bits_below(end) & ~bits_below(i))
+        return
+    while i < end:
+        if i + PREFETCH_RECORDS < end:
+            __builtin_prefetch(leaf.records[i + PREFETCH_RECORDS])
+        record = leaf.records[i]
+        if walk.budget <= 0:
+            walk.stopped = True
+            walk.resume_key = record_key(record)
+            walk.resume_len = record_key_len(record)
+            return
+        walk.budget -= 1
+        walk.total += live_at(record, walk.rev)
+        i += 1
+
+
+cdef void count_node(void* node, int level, bint low_open, bint high_open, CountWalk* walk) noexcept nogil:
+    """Count below a node; an open side lies wholly within the range."""
+    cdef Inner* inner
+    cdef int first, last, i
+    cdef bint low_in, high_in
+    if level == 0:
+        count_leaf(<Leaf*>node, low_open, high_open, walk)
+        return
+    inner = <Inner*>node
+    first = 0 if low_open else inner_search(inner, walk.bounds.low, walk.bounds.low_len)
+    last = inner.count - 1 if high_open else inner_search(inner, walk.bounds.high, walk.bounds.high_len)
+    for i in range(first, last + 1):
+        low_in = low_open or i > first
+        high_in = high_open or i < last
+        if low_in and high_in and walk.rev >= inner.newest[i]:
+            walk.total += inner.live[i]
+        else:
+            count_node(inner.children[i], level - 1, low_in, high_in, walk)
+            if walk.stopped:
+                return
+
+
+cdef inline Leaf* last_leaf(void* node, uint32_t height) noexcept nogil:
+    cdef uint32_t level
+    for level in range(height):
+        node = (<Inner*>node).children[(<Inner*>node).count - 1]
+    return <Leaf*>node
+
+
+cdef inline void scan_stop(Scan* scan, int state, Record* record) noexcept nogil:
+    scan.state = state
+    scan.resume_key = record_key(record)
+    scan.resume_len = record_key_len(record)
+
+
+cdef class RevIndex:
+    def __cinit__(self):
+        arena_init(&self.tree.arena)
+
+    def __dealloc__(self):
+        self.clear()
+
+    cdef int _add(
+        self, const char* key, uint32_t key_len, int64_t main, uint32_t sub, uint32_t size_mark,
+        int64_t create_main, int64_t version, bint must_live, Record** out
+    ) noexcept nogil:
+        """One descent for put, tombstone and restore; create_main and version are for a new key."""
+        cdef Tree* tree = &self.tree
+        cdef Path path
+        cdef Record* record
+        cdef History* history
+        cdef bint was_dead
+        if key_len > KEY_LEN_MASK:
+            return IDX_TOO_LONG
+        if tree.root == NULL:
+            if must_live:
+                return IDX_NOT_FOUND
+            if tree_plant(tree) != 0:
+                return IDX_NO_MEMORY
+        tree_descend(tree, key, key_len, &path)
+        if path.found:
+            record = path.leaf.records[path.position]
+            was_dead = record_dead(record)
+            if must_live and was_dead:
+                return IDX_NOT_FOUND
+            if main < record.mod_main or (main == record.mod_main and sub <= record.sub):
+                return IDX_NOT_NEWER
+            if record_append(&tree.arena, record, main, sub, size_mark) != 0:
+                return IDX_NO_MEMORY
+            leaf_mark(path.leaf, path.position)
+            path_changed(tree, &path, main, <int>was_dead - <int>record_dead(record))
+        else:
+            if must_live:
+                return IDX_NOT_FOUND
+            record = record_new(&tree.arena, key, key_len)
+            if record == NULL:
+                return IDX_NO_MEMORY
+            record.mod_main = main
+            record.sub = sub
+            record.size = size_mark & SIZE_MASK
+            record.link.create_main = create_main
+            record.version = <uint32_t>version
+            if size_mark & SIZE_TOMBSTONE:
+                record.key_len_marks |= RECORD_DEAD
+            if version > 0xFFFFFFFFU:
+                history = record_history_new(&tree.arena, record, 1)
+                if history == NULL:
+                    record_free(&tree.arena, record)
+                    return IDX_NO_MEMORY
+                history.first_version = version
+                record.link.history = history
+                record.key_len_marks |= RECORD_SPILLED
+            if tree_insert(tree, &path, record) != 0:
+                record_free(&tree.arena, record)
+                return IDX_NO_MEMORY
+        self.revisions += 1
+        out[0] = record
+        return 0
+
+    cdef int put(
+        self, const char* key, uint32_t key_len, int64_t main, uint32_t sub, uint32_t size, KeyInfo* out
+    ) noexcept nogil:
+        cdef Record* record
+        cdef int status = self._add(key, key_len, main, sub, size & SIZE_MASK, main, 1, False, &record)
+        if status == 0:
+            info_now(record, out)
+        return status
+
+    cdef void set_size(self, KeyInfo* info, uint32_t size) noexcept nogil:
+        cdef Record* record = info.record
+        cdef History* history
+        record.size = size & SIZE_MASK
+        info.size = record.size
+        if record_spilled(record):
+            history = record.link.history
+            history_revisions(history)[history.head + history.length - 1].size_mark = record.size
+
+    cdef int tombstone(self, const char* key, uint32_t key_len, int64_t main, uint32_t sub) noexcept nogil:
+        cdef Record* record
+        return self._add(key, key_len, main, sub, SIZE_TOMBSTONE, 0, 0, True, &record)
+
+    cdef int restore(
+        self, const char* key, uint32_t key_len, int64_t main, uint32_t sub, int64_t create_main,
+        int64_t version, bint is_tombstone, uint32_t size
+    ) noexcept nogil:
+        cdef Record* record
+        cdef int status
+        if not is_tombstone:
+            return self._add(key, key_len, main, sub, size & SIZE_MASK, create_main, version, False, &record)
+        status = self._add(key, key_len, main, sub, SIZE_TOMBSTONE, 0, 1, True, &record)
+        if status == IDX_NOT_FOUND and not self._holds(key, key_len):
+            status = self._add(key, key_len, main, sub, SIZE_TOMBSTONE, 0, 1, False, &record)
+        return status
+
+    cdef bint _holds(self, const char* key, uint32_t key_len) noexcept nogil:
+        """Whether a key has any revision, dead or alive."""
+        cdef Leaf* leaf = tree_find_leaf(&self.tree, key, key_len)
+        cdef bint found = False
+        if leaf != NULL:
+            leaf_search(leaf, key, key_len, &found)
+        return found
+
+    cdef int get(self, const char* key, uint32_t key_len, int64_t at_rev, KeyInfo* out) noexcept nogil:
+        cdef Leaf* leaf = tree_find_leaf(&self.tree, key, key_len)
+        cdef bint found
+        cdef int position
+        if 0 < at_rev < self.compact_rev:
+            return IDX_COMPACTED
+        if leaf == NULL:
+            return IDX_NOT_FOUND
+        position = leaf_search(leaf, key, key_len, &found)
+        if not found or not info_at(leaf.records[position], at_rev if at_rev > 0 else REV_NOW, out):
+            return IDX_NOT_FOUND
+        return 0
+
+    cdef int64_t count(
+        self, const char* key, uint32_t key_len, const char* end, uint32_t end_len, int64_t at_rev
+    ) noexcept nogil:
+        cdef int64_t total = 0
+        cdef Scan scan
+        cdef int status = self.count_step(key, key_len, end, end_len, at_rev, REV_NOW, &total, &scan)
+        return total if status == 0 else status
+
+    cdef int count_step(
+        self, const char* key, uint32_t key_len, const char* end, uint32_t end_len, int64_t at_rev,
+        int64_t budget, int64_t* total, Scan* scan
+    ) noexcept nogil:
+        cdef CountWalk walk
+        scan.state = SCAN_DONE
+        if 0 < at_rev < self.compact_rev:
+            return IDX_COMPACTED
+        bounds_set(&walk.bounds, key, key_len, end, end_len)
+        if self.tree.root == NULL or bounds_empty(&walk.bounds):
+            return 0
+        walk.rev = at_rev if at_rev > 0 else REV_NOW
+        walk.budget = budget
+        walk.total = 0
+        walk.stopped = False
+        count_node(
+            self.tree.root, <int>self.tree.height, key_len == 0, walk.bounds.high_kind == HIGH_NONE, &walk
+        )
+        total[0] += walk.total
+        if walk.stopped:
+            scan.state = SCAN_BUDGET
+            scan.resume_key = walk.resume_key
+            scan.resume_len = walk.resume_len
+        return 0
+
+    cdef int range_batch(
+        self, const char* key, uint32_t key_len, bint exclusive, const char* end, uint32_t end_len,
+        int64_t at_rev, KeyInfo* out, int cap, int64_t budget, Scan* scan
+    ) noexcept nogil:
+        cdef Bounds bounds
+        cdef Leaf* leaf
+        cdef Leaf* end_leaf = NULL
+        cdef Record* record = NULL
+        cdef int64_t rev = at_rev if at_rev > 0 else REV_NOW
+        cdef int end_position = 0
+        cdef int given = 0
+        cdef int i, stop
+        cdef bint found, settled
+        scan.state = SCAN_DONE
+        if 0 < at_rev < self.compact_rev:
+            return IDX_COMPACTED
+        bounds_set(&bounds, key, key_len, end, end_len)
+        if self.tree.root == NULL or bounds_empty(&bounds):
+            return 0
+        if bounds.high_kind != HIGH_NONE:
+            end_leaf = tree_find_leaf(&self.tree, bounds.high, bounds.high_len)
+            end_position = bounds_end(&bounds, end_leaf)
+        leaf = tree_find_leaf(&self.tree, key, key_len)
+        i = leaf_search(leaf, key, key_len, &found)
+        if found and exclusive:
+            i += 1
+        while leaf != NULL:
+            stop = end_position if leaf == end_leaf else leaf.count
+            settled = rev >= leaf.newest  # the bitmap then answers for rev, too
+            while i < stop:
+                if settled and not (leaf.live >> i) & 1:
+                    i += 1
+                    continue
+                if i + PREFETCH_RECORDS < stop:
+                    __builtin_prefetch(leaf.records[i + PREFETCH_RECORDS])
+                if given == cap or budget <= 0:
+                    if record == NULL:  # cap or budget 0: a caller's mistake must not loop forever
+                        scan.state = SCAN_DONE
+                        return 0
+                    scan_stop(scan, SCAN_FULL if given == cap else SCAN_BUDGET, record)
+                    return given
+                record = leaf.records[i]
+                budget -= 1
+                if info_at(record, rev, &out[given]):
+                    given += 1
+                i += 1
+            if leaf == end_leaf:
+                return given
+            budget -= 1
+            if budget <= 0 and leaf.next != NULL and leaf.count:
+                record = leaf.records[leaf.count - 1]
+                scan_stop(scan, SCAN_BUDGET, record)
+                return given
+            leaf = leaf.next
+            i = 0
+        return given
+
+    cdef int range_batch_desc(
+        self, const char* key, uint32_t key_len, const char* end, uint32_t end_len,
+        const char* before, uint32_t before_len, int64_t at_rev,
+        KeyInfo* out, int cap, int64_t budget, Scan* scan
+    ) noexcept nogil:
+        cdef Bounds bounds
+        cdef Leaf* leaf
+        cdef Leaf* low_leaf
+        cdef Record* record = NULL
+        cdef int64_t rev = at_rev if at_rev > 0 else REV_NOW
+        cdef int given = 0
+        cdef int i, stop, low_position
+        cdef bint found, settled
+        scan.state = SCAN_DONE
+        if 0 < at_rev < self.compact_rev:
+            return IDX_COMPACTED
+        bounds_set(&bounds, key, key_len, end, end_len)
+        if before != NULL and (
+            bounds.high_kind == HIGH_NONE
+            or key_compare(before, before_len, bounds.high, bounds.high_len, 0) <= 0
+        ):
+            bounds.high = before
+            bounds.high_len = before_len
+            bounds.high_kind = HIGH_BEFORE
+        if self.tree.root == NULL or bounds_empty(&bounds):
+            return 0
+        low_leaf = tree_find_leaf(&self.tree, key, key_len)
+        low_position = leaf_search(low_leaf, key, key_len, &found)
+        if bounds.high_kind == HIGH_NONE:
+            leaf = last_leaf(self.tree.root, self.tree.height)
+            i = leaf.count - 1
+        else:
+            leaf = tree_find_leaf(&self.tree, bounds.high, bounds.high_len)
+            i = bounds_end(&bounds, leaf) - 1
+        while leaf != NULL:
+            stop = low_position if leaf == low_leaf else 0
+            settled = rev >= leaf.newest
+            while i >= stop:
+                if settled and not (leaf.live >> i) & 1:
+                    i -= 1
+                    continue
+                if i >= PREFETCH_RECORDS:
+                    __builtin_prefetch(leaf.records[i - PREFETCH_RECORDS])
+                if given == cap or budget <= 0:
+                    if record == NULL:
+                        return 0
+                    scan_stop(scan, SCAN_FULL if given == cap else SCAN_BUDGET, record)
+                    return given
+                record = leaf.records[i]
+                budget -= 1
+                if info_at(record, rev, &out[given]):
+                    given += 1
+                i -= 1
+            if leaf == low_leaf:
+                return given
+            budget -= 1
+            if budget <= 0 and leaf.prev != NULL and leaf.count:
+                scan_stop(scan, SCAN_BUDGET, leaf.records[0])
+                return given
+            leaf = leaf.prev
+            if leaf != NULL:
+                i = leaf.count - 1
+        return given
+
+    cdef int compact_begin(self, int64_t compact_rev) noexcept nogil:
+        if self.compacting:
+            return IDX_BUSY
+        if compact_rev <= self.compact_rev:
+            return IDX_COMPACTED
+        self.compact_rev = compact_rev
+        self.compacting = True
+        self.cursor_len = 0
+        return 0
+
+    cdef bint _keep_cursor(self, const char* key, uint32_t key_len) noexcept nogil:
+        """Remember where the compaction goes on; False without memory (the old place stays)."""
+        cdef char* grown
+        if key_len > self.cursor_capacity:
+            if arena_must_fail(&self.tree.arena):
+                return False
+            grown = <char*>realloc(self.cursor, key_len)
+            if grown == NULL:
+                return False
+            self.cursor = grown
+            self.cursor_capacity = key_len
+        if key_len:
+            memcpy(self.cursor, key, key_len)
+        self.cursor_len = key_len
+        return True
+
+    cdef int compact_step(self, int64_t budget, DroppedRev* out, int cap, bint* done) noexcept nogil:
+        cdef Tree* tree = &self.tree
+        cdef Path path
+        cdef Leaf* leaf
+        cdef Record* record
+        cdef Revision* revision
+        cdef int dropped = 0
+        cdef int i, k
+        cdef uint32_t count, part
+        cdef uint64_t deep
+        cdef bint found
+        done[0] = False
+        if not self.compacting:
+            done[0] = True
+            return 0
+        leaf = tree_find_leaf(tree, self.cursor, self.cursor_len)
+        i = 0
+        if leaf != NULL:
+            i = leaf_search(leaf, self.cursor, self.cursor_len, &found)
+        while leaf != NULL:
+            # A record that is one live revision has nothing to drop: the bitmap passes over it.
+            deep = leaf.deep & ~bits_below(i)
+            if deep == 0:
+                leaf = leaf.next
+                i = 0
+                budget -= 1
+                if budget <= 0 and leaf != NULL:
+                    record = leaf.records[0]
+                    break
+                continue
+            i = __builtin_ctzll(deep)
+            record = leaf.records[i]
+            if budget <= 0 or dropped == cap:
+                break
+            budget -= 1
+            count = record_keep_from(record, self.compact_rev)
+            if count == 0:
+                i += 1
+                continue
+            part = count if count <= <uint32_t>(cap - dropped) else <uint32_t>(cap - dropped)
+            if record_spilled(record):
+                revision = history_revisions(record.link.history) + record.link.history.head
+                for k in range(<int>part):
+                    out[dropped].main = revision[k].main
+                    out[dropped].sub = revision[k].sub
+                    out[dropped].size = revision[k].size_mark & SIZE_MASK
+                    out[dropped].is_tombstone = (revision[k].size_mark & SIZE_TOMBSTONE) != 0
+                    dropped += 1
+            else:
+                out[dropped].main = record.mod_main
+                out[dropped].sub = record.sub
+                out[dropped].size = 0
+                out[dropped].is_tombstone = True
+                dropped += 1
+            self.revisions -= part
+            if record_spilled(record) and part < record.link.history.length:
+                record_drop(&tree.arena, record, part, part == count)
+                leaf_mark(leaf, i)
+                if part == count:
+                    i += 1
+                continue
+            # Nothing is left of the key, and it is dead: no count above the leaf changes.
+            leaf_remove(leaf, i)
+            tree.keys -= 1
+            if leaf_thin(tree, leaf):
+                tree_descend(tree, record_key(record), record_key_len(record), &path)
+                tree_rebalance(tree, &path)
+                leaf = tree_find_leaf(tree, record_key(record), record_key_len(record))
+                i = leaf_search(leaf, record_key(record), record_key_len(record), &found)
+            record_free(&tree.arena, record)
+        if leaf == NULL:
+            self.compacting = False
+            done[0] = True
+            return dropped
+        # The old place does as well as a new one: what lies between has nothing left to drop.
+        if not self._keep_cursor(record_key(record), record_key_len(record)) and dropped == 0:
+            return IDX_NO_MEMORY
+        return dropped
+
+    cdef int kept_at(
+        self, const char* key, uint32_t key_len, int64_t main, uint32_t sub, int64_t rev
+    ) noexcept nogil:
+        cdef Leaf* leaf = tree_find_leaf(&self.tree, key, key_len)
+        cdef bint found
+        cdef int position
+        cdef int64_t kept_main
+        cdef uint32_t kept_sub
+        if rev < self.compact_rev:
+            return IDX_COMPACTED
+        if leaf == NULL:
+            return 0
+        position = leaf_search(leaf, key, key_len, &found)
+        if not found or not record_kept_main(leaf.records[position], rev, &kept_main, &kept_sub):
+            return 0
+        return kept_main == main and kept_sub == sub
+
+    cdef int kept_any_step(
+        self, const char* key, uint32_t key_len, int64_t rev, int64_t budget, Scan* scan
+    ) noexcept nogil:
+        cdef Leaf* leaf = tree_find_leaf(&self.tree, key, key_len)
+        cdef bint found
+        cdef int i
+        cdef int64_t kept_main
+        cdef uint32_t kept_sub
+        scan.state = SCAN_DONE
+        if rev < self.compact_rev:
+            return IDX_COMPACTED
+        if leaf == NULL:
+            return 0
+        i = leaf_search(leaf, key, key_len, &found)
+        while leaf != NULL:
+            while i < leaf.count:
+                if budget <= 0:
+                    scan_stop(scan, SCAN_BUDGET, leaf.records[i])
+                    return 0
+                budget -= 1
+                if record_kept_main(leaf.records[i], rev, &kept_main, &kept_sub):
+                    return 1
+                i += 1
+            leaf = leaf.next
+            i = 0
+        return 0
+
+    cdef void stats(self, IndexStats* out) noexcept nogil:
+        out.keys = self.tree.keys
+        out.live_keys = self.tree.live_keys
+        out.revisions = self.revisions
+        out.used_bytes = self.tree.arena.used_bytes + self.cursor_capacity
+        out.held_bytes = self.tree.arena.held_bytes + self.cursor_capacity
+
+    cdef void clear(self) noexcept nogil:
+        arena_release(&self.tree.arena)
+        self.tree.root = NULL
+        self.tree.first = NULL
+        self.tree.height = 0
+        self.tree.keys = 0
+        self.tree.live_keys = 0
+        self.revisions = 0
+        self.compact_rev = 0
+        self.compacting = False
+        free(self.cursor)
+        self.cursor = NULL
+        self.cursor_len = 0
+        self.cursor_capacity = 0
+
+
+class CompactedError(ValueError):
+    """The revision asked for lies below the compacted one."""
+
+
+cdef object _raise(int status):
+    if status == IDX_NO_MEMORY:
+        raise MemoryError("revision index: out of memory")
+    if status == IDX_COMPACTED:
+        raise CompactedError("revision has been compacted")
+    if status == IDX_NOT_NEWER:
+        raise ValueError("revision is not above the newest one of its key")
+    if status == IDX_TOO_LONG:
+        raise ValueError("key too long for the revision index")
+    if status == IDX_BUSY:
+        raise RuntimeError("a compaction is under way")
+    raise RuntimeError(f"revision index: status {status}")
+
+
+cdef inline object _key_of(const char* key, uint32_t key_len):
+    return key[:key_len]
+
+
+cdef object _info(KeyInfo* info):
+    return (
+        _key_of(info.key, info.key_len), info.create_main, info.mod_main, info.mod_sub, info.version, info.size
+    )
+
+
+cdef int64_t _main(object value) except -1:
+    cdef int64_t main = value
+    if main < 1:
+        raise ValueError("main revision must be at least 1")
+    return main
+
+
+cdef uint32_t _length(bytes key) except? 0xFFFFFFFF:
+    if len(key) > KEY_LEN_MASK:
+        _raise(IDX_TOO_LONG)
+    return <uint32_t>len(key)
+
+
+cdef class RevisionIndex:
+    """RevIndex for Python: tests, tools and cold paths. Not for use by two threads at a time.
+
+    Keys are bytes; rev <= 0 means now; a range's end is b"" (one key), b"\\0" (all keys >= key) or
+    the first key behind the range. A key's state is (key, create_main, mod_main, mod_sub, version,
+    size). Errors: CompactedError below the compacted revision, MemoryError (nothing changed),
+    ValueError for a revision that is not newer, OverflowError for a number that does not fit.
+    """
+
+    cdef RevIndex core
+
+    def __cinit__(self):
+        self.core = RevIndex()
+
+    def put(self, bytes key, main, uint32_t sub, uint32_t size=0):
+        """Add a revision; (create_main, version) of it."""
+        cdef KeyInfo info
+        cdef int status
+        if size > SIZE_MASK:
+            raise ValueError("size must be below 2**31 bytes")
+        # The size goes in as the hot caller does it: after the put, by handle.
+        status = self.core.put(key, _length(key), _main(main), sub, 0, &info)
+        if status < 0:
+            _raise(status)
+        self.core.set_size(&info, size)
+        return info.create_main, info.version
+
+    def tombstone(self, bytes key, main, uint32_t sub):
+        """End the key's generation; False when the key is not there."""
+        cdef int status = self.core.tombstone(key, _length(key), _main(main), sub)
+        if status == IDX_NOT_FOUND:
+            return False
+        if status < 0:
+            _raise(status)
+        return True
+
+    def restore(self, bytes key, main, uint32_t sub, int64_t create_main=0, int64_t version=1,
+                bint is_tombstone=False, uint32_t size=0):
+        """Add a stored revision at start-up; False for a tombstone of a dead key (left out)."""
+        cdef int status
+        if size > SIZE_MASK or version < 1:
+            raise ValueError("size must be below 2**31 bytes, version at least 1")
+        status = self.core.restore(
+            key, _length(key), _main(main), sub, create_main, version, is_tombstone, size
+        )
+        if status == IDX_NOT_FOUND:
+            return False
+        if status < 0:
+            _raise(status)
+        return True
+
+    def get(self, bytes key, int64_t rev=0):
+        """The key's state at rev, or None."""
+        cdef KeyInfo info
+        cdef int status = self.core.get(key, _length(key), rev, &info)
+        if status == IDX_NOT_FOUND:
+            return None
+        if status < 0:
+            _raise(status)
+        return _info(&info)
+
+    def count(self, bytes key, bytes end=b"", int64_t rev=0):
+        """Number of keys in a range at rev."""
+        cdef int64_t total = self.core.count(key, _length(key), end, _length(end), rev)
+        if total < 0:
+            _raise(<int>total)
+        return total
+
+    def count_step(self, bytes key, bytes end, int64_t rev, int64_t budget):
+        """(keys counted, key to go on from or None) after looking at most at budget records."""
+        cdef Scan scan
+        cdef int64_t total = 0
+        cdef int status
+        if budget < 1:
+            raise ValueError("budget must be at least 1")
+        status = self.core.count_step(key, _length(key), end, _length(end), rev, budget, &total, &scan)
+        if status < 0:
+            _raise(status)
+        return total, None if scan.state == SCAN_DONE else _key_of(scan.resume_key, scan.resume_len)
+
+    def range_batch(self, bytes key, bytes end=b"", int64_t rev=0, bint exclusive=False,
+                    int cap=BATCH_MAX, int64_t budget=1 << 40):
+        """(states ascending, key to go on from with exclusive=True, or None at the end)."""
+        cdef KeyInfo infos[BATCH_MAX]
+        cdef Scan scan
+        cdef int given, i
+        if not 1 <= cap <= BATCH_MAX or budget < 1:
+            raise ValueError(f"cap must be 1 to {BATCH_MAX}, budget at least 1")
+        given = self.core.range_batch(
+            key, _length(key), exclusive, end, _length(end), rev, infos, cap, budget, &scan
+        )
+        if given < 0:
+            _raise(given)
+        resume = None if scan.state == SCAN_DONE else _key_of(scan.resume_key, scan.resume_len)
+        return [_info(&infos[i]) for i in range(given)], resume
+
+    def range_batch_desc(self, bytes key, bytes end=b"", int64_t rev=0, bytes before=None,
+                         int cap=BATCH_MAX, int64_t budget=1 << 40):
+        """(states descending, key to go on from as `before`, or None at the end)."""
+        cdef KeyInfo infos[BATCH_MAX]
+        cdef Scan scan
+        cdef const char* before_key = NULL
+        cdef uint32_t before_len = 0
+        cdef int given, i
+        if not 1 <= cap <= BATCH_MAX or budget < 1:
+            raise ValueError(f"cap must be 1 to {BATCH_MAX}, budget at least 1")
+        if before is not None:
+            before_key = before
+            before_len = _length(before)
+        given = self.core.range_batch_desc(
+            key, _length(key), end, _length(end), before_key, before_len, rev, infos, cap, budget, &scan
+        )
+        if given < 0:
+            _raise(given)
+        resume = None if scan.state == SCAN_DONE else _key_of(scan.resume_key, scan.resume_len)
+        return [_info(&infos[i]) for i in range(given)], resume
+
+    def compact_begin(self, int64_t compact_rev):
+        """Start a compaction; CompactedError unless above the last one."""
+        cdef int status = self.core.compact_begin(compact_rev)
+        if status < 0:
+            _raise(status)
+
+    def compact_step(self, int64_t budget=1 << 40, int cap=BATCH_MAX):
+        """([(main, sub, is_tombstone, size) dropped], done)."""
+        cdef DroppedRev dropped[BATCH_MAX]
+        cdef bint done
+        cdef int count, i
+        if not 1 <= cap <= BATCH_MAX or budget < 1:
+            raise ValueError(f"cap must be 1 to {BATCH_MAX}, budget at least 1")
+        count = self.core.compact_step(budget, dropped, cap, &done)
+        if count < 0:
+            _raise(count)
+        return [
+            (dropped[i].main, dropped[i].sub, bool(dropped[i].is_tombstone), dropped[i].size)
+            for i in range(count)
+        ], bool(done)
+
+    def kept_at(self, bytes key, int64_t main, uint32_t sub, int64_t rev):
+        """Whether a revision is in HashKV's keep set at rev."""
+        cdef int status = self.core.kept_at(key, _length(key), main, sub, rev)
+        if status < 0:
+            _raise(status)
+        return status == 1
+
+    def kept_any(self, int64_t rev, int64_t budget=1 << 40):
+        """Whether HashKV's keep set at rev has any member (in slices of budget records)."""
+        cdef Scan scan
+        cdef bytes key = b""
+        cdef int status
+        if budget < 1:
+            raise ValueError("budget must be at least 1")
+        while True:
+            status = self.core.kept_any_step(key, <uint32_t>len(key), rev, budget, &scan)
+            if status < 0:
+                _raise(status)
+            if status or scan.state == SCAN_DONE:
+                return status == 1
+            key = _key_of(scan.resume_key, scan.resume_len)
+
+    def revisions(self, bytes key):
+        """Every revision held of a key, oldest first: (main, sub, is_tombstone, size, create, version)."""
+        cdef uint32_t key_len = _length(key)
+        cdef Leaf* leaf = tree_find_leaf(&self.core.tree, key, key_len)
+        cdef Record* record
+        cdef History* history
+        cdef Revision* revision
+        cdef int64_t created, version
+        cdef bint found
+        cdef int position
+        cdef uint32_t i
+        if leaf == NULL:
+            return []
+        position = leaf_search(leaf, key, key_len, &found)
+        if not found:
+            return []
+        record = leaf.records[position]
+        if not record_spilled(record):
+            return [(
+                record.mod_main, record.sub, bool(record_dead(record)), record.size,
+                record.link.create_main, record.version,
+            )]
+        history = record.link.history
+        held = []
+        for i in range(history.head, history.head + history.length):
+            revision = history_revisions(history) + i
+            history_generation(history, i, &created, &version)
+            held.append((
+                revision.main, revision.sub, bool(revision.size_mark & SIZE_TOMBSTONE),
+                revision.size_mark & SIZE_MASK, created, version,
+            ))
+        return held
+
+    def stats(self):
+        """keys, live_keys, revisions (counts); used_bytes, held_bytes; height of the tree."""
+        cdef IndexStats stats
+        self.core.stats(&stats)
+        return {
+            "keys": stats.keys,
+            "live_keys": stats.live_keys,
+            "revisions": stats.revisions,
+            "used_bytes": stats.used_bytes,
+            "held_bytes": stats.held_bytes,
+            "height": self.core.tree.height,
+        }
+
+    def verify(self):
+        """Check every invariant of the tree; 0, or the number of the broken one (revtree.pxd)."""
+        return tree_verify(&self.core.tree)
+
+    def fail_allocation(self, int64_t countdown):
+        """Test hook: let the countdown-th allocation from now fail, once; 0 turns it off.
+
+        Returns what was left of the countdown before: 0 if it has fired or was off.
+        """
+        cdef int64_t left = self.core.tree.arena.fail_countdown
+        if countdown < 0:
+            raise ValueError("countdown must not be negative")
+        self.core.tree.arena.fail_countdown = countdown
+        return left
+
+    def clear(self):
+        """Forget everything and give the memory back."""
+        self.core.clear()
