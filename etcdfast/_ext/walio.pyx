@@ -580,12 +580,6 @@ cdef class Wal:
         cdef wal_t *wal
         cdef wal_buffer *buffer
         cdef int i, error
-        if segment_bytes < BLOCK_BYTES or segment_bytes > 1 << 40:
-            raise ValueError(f"segment_bytes {segment_bytes}: expected {BLOCK_BYTES} to 2**40")
-        if buffer_bytes < 4 * BLOCK_BYTES or buffer_bytes > 1 << 30 or record_bytes_max > 1 << 30:
-            raise ValueError(f"buffer_bytes {buffer_bytes}, record_bytes_max {record_bytes_max}: at most 2**30")
-        if len(metadata) > BLOCK_BYTES:
-            raise ValueError(f"metadata of {len(metadata)} bytes: expected at most {BLOCK_BYTES}")
         wal = self.wal = <wal_t *>calloc(1, sizeof(wal_t))
         if wal == NULL:
             raise MemoryError("WAL")
@@ -596,6 +590,12 @@ cdef class Wal:
                 raise MemoryError("WAL segments")
             wal.fd = fd
             wal.sequence = sequence
+        if segment_bytes < BLOCK_BYTES or segment_bytes > 1 << 40:
+            raise ValueError(f"segment_bytes {segment_bytes}: expected {BLOCK_BYTES} to 2**40")
+        if buffer_bytes < 4 * BLOCK_BYTES or buffer_bytes > 1 << 30 or record_bytes_max > 1 << 30:
+            raise ValueError(f"buffer_bytes {buffer_bytes}, record_bytes_max {record_bytes_max}: at most 2**30")
+        if len(metadata) > BLOCK_BYTES:
+            raise ValueError(f"metadata of {len(metadata)} bytes: expected at most {BLOCK_BYTES}")
         self._faults = faults
         wal.ops = walops_system()
         if faults is not None:

@@ -18,6 +18,7 @@ from etcdfast._ext.walio import Wal
 from etcdfast._ext.walops import FaultPlan
 
 SEGMENT_BYTES = 64_000_000
+FAULTS_VARIABLE = "ETCDFAST_WAL_FAULTS"  # a FaultPlan spec, for tests of a whole member
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")
 _ZEROS = bytes(1 << 20)
 
@@ -184,6 +185,7 @@ def open_for_append(directory, snapshot=(0, 0), *, durable_index=0, segment_byte
     settings: of `_ext.walio.Wal` (buffer_bytes, max_wals, spin_seconds, record_bytes_max).
     Errors: WalLocked, WalCorrupt, WalMissing, OSError.
     """
+    faults = _plan(faults)
     older, wanted = select_segments(list_segments(directory), snapshot[0])
     descriptors = []
     try:
@@ -204,16 +206,20 @@ def open_for_append(directory, snapshot=(0, 0), *, durable_index=0, segment_byte
         _extend(descriptors[-1], log, segment_bytes, prewrite)
         rows = [(s.sequence, s.index, -1) for s in older]
         rows += [(s.sequence, s.index, fd) for s, fd in zip(wanted, descriptors, strict=True)]
-        taken, descriptors = descriptors, []
-        return log, _wal(directory, rows, taken, log.position, log.metadata, log.state, segment_bytes, prewrite, faults, settings)
+        descriptors = []  # the Wal's from here on, also when it fails to start
+        return log, _wal(directory, rows, log.position, log.metadata, log.state, segment_bytes, prewrite, faults, settings)
     finally:
         for fd in descriptors:
             os.close(fd)
 
 
-def _wal(directory, rows, descriptors, position, metadata, state, segment_bytes, prewrite, faults, settings):
-    if isinstance(faults, str):
-        faults = FaultPlan(faults)
+def _plan(faults):
+    """A FaultPlan, its spec as text, or None; the tests of whole members hand it down by environment."""
+    spec = os.environ.get(FAULTS_VARIABLE) if faults is None else faults
+    return FaultPlan(spec) if isinstance(spec, str) and spec else faults
+
+
+def _wal(directory, rows, position, metadata, state, segment_bytes, prewrite, faults, settings):
     return Wal(
         os.fspath(directory),
         rows,
@@ -289,6 +295,7 @@ def create(directory, metadata, *, segment_bytes=SEGMENT_BYTES, prewrite=True, f
     metadata: marshalled etcdserverpb.Metadata {1: member id, 2: cluster id}.
     Errors: FileExistsError, OSError.
     """
+    faults = _plan(faults)
     directory = os.fspath(directory)
     if os.path.lexists(directory) and os.listdir(directory):
         raise FileExistsError(f"write-ahead log directory exists: {directory}")
@@ -314,7 +321,7 @@ def create(directory, metadata, *, segment_bytes=SEGMENT_BYTES, prewrite=True, f
     except BaseException:
         os.close(fd)
         raise
-    return _wal(directory, [(0, 0, fd)], [fd], (len(head), crc, 0, 0), metadata, (0, 0, 0), segment_bytes, prewrite, faults, settings)
+    return _wal(directory, [(0, 0, fd)], (len(head), crc, 0, 0), metadata, (0, 0, 0), segment_bytes, prewrite, faults, settings)
 
 
 if __name__ == "__main__":
