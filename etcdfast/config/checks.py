@@ -52,7 +52,8 @@ def check_config(config):
     heartbeat_ms, election_ms = config.heartbeat_interval, config.election_timeout
     if 5 * heartbeat_ms > election_ms:
         raise ConfigError(
-            f"--election-timeout[{election_ms}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat_ms}ms]"
+            f"--election-timeout[{election_ms}ms] should be at least as 5 times "
+            f"as --heartbeat-interval[{heartbeat_ms}ms]"
         )
     if election_ms > ELECTION_TIMEOUT_MS_MAX:
         raise ConfigError(

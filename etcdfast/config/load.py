@@ -5,7 +5,6 @@ it comes, it replaces both layers; it belongs into `load`, beside `_read_flags` 
 A setting given both as a flag and as a variable is an error, as in etcd.
 """
 
-from etcdfast.config import helptext
 from etcdfast.config.checks import ConfigError, check_config, check_values
 from etcdfast.config.config import Config
 from etcdfast.config.settings import (
@@ -50,6 +49,8 @@ def _read_flags(arguments):
         if not name or name.startswith("-"):
             raise UsageError(f"bad flag syntax: {word}")
         if name in ("help", "h"):
+            from etcdfast.config import helptext  # a start that is no question never needs it
+
             raise Answered(helptext.USAGE + helptext.flags_text())
         setting = BY_NAME.get(name)
         is_switch = name == "version" or setting is not None and setting.kind.is_switch
@@ -73,6 +74,8 @@ def _read_flags(arguments):
             raise UsageError(f"invalid {what} {quote(text)} {joint} -{name}: {err}") from None
         given[name] = text
     if wants_version:
+        from etcdfast.config import helptext
+
         raise Answered(helptext.version_text())
     if words:
         raise ConfigError(f"{quote(words[0])} is not a valid flag")

@@ -105,7 +105,7 @@ SETTINGS = (
         at_most(REQUEST_BYTES_MAX),
     ),
     Setting("max-concurrent-streams", UINT32, (1 << 32) - 1, MEMBER, "Most open streams of one client connection."),
-    Setting("grpc-keepalive-min-time", DURATION, 5.0, MEMBER, "Least time between two pings of a client.", not_negative),
+    Setting("grpc-keepalive-min-time", DURATION, 5.0, MEMBER, "Least time between a client's pings.", not_negative),
     Setting(
         "grpc-keepalive-interval",
         DURATION,
@@ -134,7 +134,7 @@ SETTINGS = (
         STRING,
         "",
         CLUSTERING,
-        "First members as name=url,name=url; 'default=http://localhost:2380', with this member's name, when not given.",
+        "First members as name=url,name=url; when not given, this member alone.",
     ),
     Setting(
         "initial-cluster-state",

@@ -132,9 +132,10 @@ def split_url(url):
 
 def _check_url(text):
     scheme, colon, rest = text.partition(":")
+    letters = scheme.translate({ord(c): None for c in "+-."})
     if not colon or not scheme or "/" in scheme:
         scheme = ""
-    elif not (scheme[0].isalpha() and scheme.isascii() and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum()):
+    elif not (scheme[0].isalpha() and letters.isalnum() and scheme.isascii()):
         raise ValueError(f"parse {quote(text)}: first path segment in URL cannot contain colon")
     if any(ord(c) < 0x20 or c == "\x7f" for c in text):
         raise ValueError(f"parse {quote(text)}: net/url: invalid control character in URL")

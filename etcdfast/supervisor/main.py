@@ -43,7 +43,6 @@ def main(arguments=None):
     128 + signal after SIGTERM or SIGINT (0 as process 1); else that of the process that failed.
     """
     from etcdfast.config.checks import ConfigError
-    from etcdfast.config.helptext import USAGE
     from etcdfast.config.load import Answered, UsageError, load
     from etcdfast.supervisor.errors import StartError
 
@@ -55,6 +54,8 @@ def main(arguments=None):
         sys.stdout.write(str(answer))
         return 0
     except UsageError as err:
+        from etcdfast.config.helptext import USAGE
+
         sys.stderr.write(f"{err}\n{USAGE}")
         return 2
     except (ConfigError, log.LogError) as err:

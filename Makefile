@@ -1,0 +1,33 @@
+# One command from a fresh checkout: every target below sets up what it needs first.
+
+BIN := .venv/bin
+
+.PHONY: help run build test bench lint clean
+
+help:
+	@echo "make run [ARGS=...]   build and serve on 127.0.0.1:2379; ARGS are flags of etcdfast"
+	@echo "make build            system packages, .venv, extensions (nothing to do when up to date)"
+	@echo "make test [ARGS=...]  build and run all tests; ARGS go to pytest"
+	@echo "make bench [ARGS=...] side-by-side run against real etcd (bench/compare.py)"
+	@echo "make lint             ruff"
+	@echo "make clean            remove what was built; .venv and data stay"
+	@echo "ETCDFAST_BUILD=release|debug|asan picks the kind of build"
+
+build:
+	@scripts/setup
+
+run: build
+	@exec $(BIN)/etcdfast $(ARGS)
+
+test: build
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	@exec $(BIN)/python bench/compare.py $(ARGS)
+
+lint: build
+	@exec $(BIN)/ruff check .
+
+clean:
+	rm -rf build dist *.egg-info etcdfast/api/pb etcdfast/_ext/*.so etcdfast/_ext/*.c etcdfast/_ext/*.html .venv/.etcdfast-*
+	find etcdfast tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
