@@ -160,3 +160,4 @@ cdef class RevIndex:
     ) noexcept nogil
     cdef bint _holds(self, const char* key, uint32_t key_len) noexcept nogil
     cdef bint _keep_cursor(self, const char* key, uint32_t key_len) noexcept nogil
+    cdef void _drop_cursor(self) noexcept nogil

@@ -377,6 +377,9 @@ cdef class RevIndex:
         i = leaf_search(leaf, key, key_len, &found)
         if found and exclusive:
             i += 1
+        if i == leaf.count and leaf != end_leaf:  # a budget of one leaf must not go on this one again
+            leaf = leaf.next
+            i = 0
         while leaf != NULL:
             stop = end_position if leaf == end_leaf else leaf.count
             settled = rev >= leaf.newest  # the bitmap then answers for rev, too
@@ -442,6 +445,10 @@ cdef class RevIndex:
         else:
             leaf = tree_find_leaf(&self.tree, bounds.high, bounds.high_len)
             i = bounds_end(&bounds, leaf) - 1
+        if i < 0 and leaf != low_leaf:
+            leaf = leaf.prev
+            if leaf != NULL:
+                i = leaf.count - 1
         while leaf != NULL:
             stop = low_position if leaf == low_leaf else 0
             settled = rev >= leaf.newest
@@ -497,6 +504,12 @@ cdef class RevIndex:
             memcpy(self.cursor, key, key_len)
         self.cursor_len = key_len
         return True
+
+    cdef void _drop_cursor(self) noexcept nogil:
+        free(self.cursor)
+        self.cursor = NULL
+        self.cursor_len = 0
+        self.cursor_capacity = 0
 
     cdef int compact_step(self, int64_t budget, DroppedRev* out, int cap, bint* done) noexcept nogil:
         cdef Tree* tree = &self.tree
@@ -570,6 +583,7 @@ cdef class RevIndex:
             record_free(&tree.arena, record)
         if leaf == NULL:
             self.compacting = False
+            self._drop_cursor()
             done[0] = True
             return dropped
         # The old place does as well as a new one: what lies between has nothing left to drop.
@@ -638,10 +652,7 @@ cdef class RevIndex:
         self.revisions = 0
         self.compact_rev = 0
         self.compacting = False
-        free(self.cursor)
-        self.cursor = NULL
-        self.cursor_len = 0
-        self.cursor_capacity = 0
+        self._drop_cursor()
 
 
 class CompactedError(ValueError):
