@@ -6,6 +6,7 @@ environment; the n-th call of an operation fails, falls short, is torn or kills 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -18,8 +19,8 @@ from tests.harness import EtcdServer, Server, pb, target_name, target_server
 from .checker import Broken, Checker
 from .workload import Load
 
-FAULTS_VARIABLE = "ETCDFAST_WAL_FAULTS"
-SEGMENT_VARIABLE = "ETCDFAST_WAL_SEGMENT_BYTES"
+TEST_WAL_VARIABLE = "ETCDFAST_TEST_WAL"  # read by etcdfast.consensus
+SEGMENT_BYTES = 256 * 1024
 SEED_VARIABLE = "ETCDFAST_CRASH_SEED"
 
 pytestmark = pytest.mark.skipif(target_name() == "etcd", reason="the fault plan is etcdfast's own")
@@ -49,9 +50,14 @@ def rng() -> random.Random:
     return random.Random(seed)
 
 
+def _with(faults: str = "", segment_bytes: int = 64_000_000) -> dict[str, str]:
+    """The environment of a member whose log meets these faults."""
+    return {TEST_WAL_VARIABLE: json.dumps({"faults": faults, "segment_bytes": segment_bytes})}
+
+
 def _fail_under_load(server: Server, spec: str, rng: random.Random, number: int, checker: Checker) -> tuple[int, str]:
     """Run load until the planned fault ends the member, restart without it, check; (status, log)."""
-    server.environment = {FAULTS_VARIABLE: spec}
+    server.environment = _with(spec)
     server.start()
     live = [key for key in checker.model.live if not key.startswith(b"hot/")]
     load = Load(server, rng, number, live)
@@ -125,7 +131,7 @@ def test_faults_around_the_end_of_a_segment(rng: random.Random) -> None:
                     "ftruncate:1:kill",
                 )
             ):
-                server.environment = {FAULTS_VARIABLE: spec, SEGMENT_VARIABLE: str(256 * 1024)}
+                server.environment = _with(spec, SEGMENT_BYTES)
                 server.start()
                 live = [key for key in checker.model.live if not key.startswith(b"hot/")]
                 load = Load(server, rng, number, live)
@@ -135,7 +141,7 @@ def test_faults_around_the_end_of_a_segment(rng: random.Random) -> None:
                     server.kill9()
                 assert server.wait_exit(10) != 0
                 answered, unanswered = load.join()
-                server.environment = {SEGMENT_VARIABLE: str(256 * 1024)}
+                server.environment = _with(segment_bytes=SEGMENT_BYTES)
                 server.start()
                 try:
                     with server.client() as client:
@@ -151,7 +157,7 @@ def test_no_answer_before_the_sync() -> None:
     """While fdatasync takes its time a write is neither answered nor to be seen."""
     delay_seconds = 0.4
     server = target_server()
-    server.environment = {FAULTS_VARIABLE: f"fdatasync:*:delay={int(delay_seconds * 1e6)}"}
+    server.environment = _with(f"fdatasync:*:delay={int(delay_seconds * 1e6)}")
     with server, server.client() as client:
         for number in range(3):
             start = time.monotonic()
@@ -170,7 +176,7 @@ def test_no_answer_before_the_sync() -> None:
 def test_a_wrong_plan_is_refused(tmp_path: Path) -> None:
     """So that a typing error here cannot turn every test above into one without faults."""
     server = target_server(directory=tmp_path / "member")
-    server.environment = {FAULTS_VARIABLE: "fdatasync:nonsense"}
+    server.environment = _with("fdatasync:nonsense")
     try:
         server.spawn()
         assert server.wait_exit(20) != 0

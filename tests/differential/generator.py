@@ -255,7 +255,29 @@ def _txn(rng: random.Random, state: State, depth: int = 0, read_only: bool | Non
             branch.add().CopyFrom(_op(rng, state, depth, read_only))
     if depth == 0 and rng.random() < 0.01:
         _crowd(rng, txn)
+    if depth == 0 and any(_deletes_from_key(branch) for branch in (txn.success, txn.failure)):
+        _keep_nothing(txn)
     return txn
+
+
+def _deletes_from_key(operations: Request) -> bool:
+    for operation in operations:
+        inner = operation.request_txn
+        if operation.request_delete_range.range_end == b"\x00":
+            return True
+        if _deletes_from_key(inner.success) or _deletes_from_key(inner.failure):
+            return True
+    return False
+
+
+def _keep_nothing(txn: Request) -> None:
+    """No ignore_* in this txn: etcd dies of it (known_differences.DELETED_BEFORE_IGNORE)."""
+    for operation in (*txn.success, *txn.failure):
+        kind = operation.WhichOneof("request")
+        if kind == "request_put":
+            operation.request_put.ignore_value = operation.request_put.ignore_lease = False
+        elif kind == "request_txn":
+            _keep_nothing(operation.request_txn)
 
 
 def _crowd(rng: random.Random, txn: Request) -> None:

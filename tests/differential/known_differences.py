@@ -109,6 +109,12 @@ HASH_AT_COMPACTED = KnownDifference(
     accepts=_hash_at_compacted,
 )
 
+# etcd's check for "duplicate key given in txn request" does not see that a delete with range_end `\0`
+# covers every key from `key` on. A later put of such a key with ignore_value or ignore_lease then finds
+# no key in the middle of the txn, and etcd panics ("unexpected error during txn"; 3.5.1, seen live
+# 2026-11-20). The generator leaves this out; test_limits asks etcdfast alone.
+DELETED_BEFORE_IGNORE = "ignore-after-delete-from-key"
+
 KNOWN_DIFFERENCES = (INVALID_SORT_OPTION, HASH_REVISION_FIELD, HASH_AT_COMPACTED)
 
 # Differences of newer releases that need no entry above, because no answer within the reach of the

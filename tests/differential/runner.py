@@ -14,6 +14,8 @@ from .generator import Call, State, call_at
 from .known_differences import KNOWN_DIFFERENCES, Exchange, unexplained
 
 HASH_EVERY = 1000
+_UNAVAILABLE = 14
+_DIED = Difference("(the reference died of this call, or of one shortly before)", "", "")
 
 
 @dataclass(slots=True)
@@ -106,6 +108,10 @@ def _step(pair: Pair, seed: int, call: Call, summary: Summary) -> bool:
     exchange, differences = pair.exchange(call)
     summary.calls += 1
     summary.methods[call.method] += 1
+    if exchange.left.code == _UNAVAILABLE:
+        # No call of the generator may be answered so; both dying of one call would look alike.
+        summary.failure = Failure(seed, call, exchange.left, exchange.right, [_DIED])
+        return False
     if not exchange.left.ok:
         summary.errors[f"{exchange.left.code} {exchange.left.text}"[:90]] += 1
     if not differences:

@@ -106,6 +106,27 @@ def test_invalid_sort_target_is_refused(pair: Pair) -> None:
         assert (reply.code, reply.text) == (3, "etcdserver: invalid sort option")
 
 
+def test_an_ignoring_put_after_a_delete_from_its_key(pair: Pair) -> None:
+    """etcd dies of it (known_differences.DELETED_BEFORE_IGNORE); etcdfast refuses it, and nothing is written."""
+    if target_name() == "etcd":
+        pytest.skip("kills etcd 3.5.1")
+    client: Client = pair.right
+    revision = client.put(b"p", b"v").header.revision
+    for field in ("ignore_value", "ignore_lease"):
+        for nested in (False, True):
+            txn = pb.TxnRequest()
+            branch = txn.success.add().request_txn.success if nested else txn.success
+            branch.add().request_put.CopyFrom(pb.PutRequest(key=b"other", value=b"v"))
+            branch.add().request_delete_range.CopyFrom(pb.DeleteRangeRequest(key=b"\x00", range_end=b"\x00"))
+            branch.add().request_put.CopyFrom(pb.PutRequest(key=b"p", **{field: True}))
+            reply = client.call("Txn", txn)
+            assert (reply.code, reply.text) in (
+                (3, "etcdserver: key not found"), (3, "etcdserver: duplicate key given in txn request"),
+            )  # fmt: skip
+            after = client.get(b"p")
+            assert (after.header.revision, after.count, client.get(b"other").count) == (revision, 1, 0)
+
+
 def _refusal(client: Client, path: str) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         client.channel.unary_unary(path)(b"", timeout=10)
