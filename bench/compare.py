@@ -39,10 +39,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     facts = machine.facts(root)
     if facts["filesystem"] in ("tmpfs", "ramfs"):
-        print(f"compare: {root} is a {facts['filesystem']}: fsync costs nothing there, use --data-root", file=sys.stderr)
+        print(
+            f"compare: {root} is a {facts['filesystem']}: fsync costs nothing there, use --data-root", file=sys.stderr
+        )
+    commit = facts["commit"] + ("+changes" if facts["changed"] else "")
     print(
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['filesystem']}, "
-        f"fdatasync p50 {facts['fdatasync_us_p50']} us, commit {facts['commit']}{'+changes' if facts['changed'] else ''}"
+        f"fdatasync p50 {facts['fdatasync_us_p50']} us, commit {commit}"
     )
     runs, failures = _run_all(args, root)
     for name, sides in runs.items():
@@ -63,11 +66,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     names = ",".join(scenario.name for scenario in SCENARIOS)
     parser.add_argument("--scenarios", default=names, metavar="LIST", help=f"any of {names}")
     parser.add_argument("--pairs", type=_positive, default=5, metavar="N", help="pairs of runs (5)")
-    parser.add_argument("--heavy-pairs", type=_positive, default=2, metavar="N", help="pairs of memory-1m and rangestream (2)")
+    parser.add_argument(
+        "--heavy-pairs", type=_positive, default=2, metavar="N", help="pairs of memory-1m and rangestream (2)"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="length of a measured load (5)")
-    parser.add_argument("--total", type=int, default=0, metavar="N", help="requests of a measured load, in place of --seconds")
+    parser.add_argument(
+        "--total", type=int, default=0, metavar="N", help="requests of a measured load, in place of --seconds"
+    )
     parser.add_argument("--only", choices=SIDES, help="run this side alone")
-    parser.add_argument("--data-root", default=str(REPOSITORY / "build" / "bench-data"), metavar="DIR", help="where data directories are made")
+    parser.add_argument(
+        "--data-root",
+        default=str(REPOSITORY / "build" / "bench-data"),
+        metavar="DIR",
+        help="where data directories are made",
+    )
     parser.add_argument("--keep-data", action="store_true", help="leave data directories and logs behind")
     parser.add_argument("--no-history", action="store_true", help="add no line to bench/history.ndjson")
     parser.add_argument("--self-test", action="store_true", help="a tiny run with real etcd on both sides; no history")
@@ -203,7 +215,9 @@ def table(scenario: Scenario, sides: dict[str, list[dict | None]], runs: Runs) -
         rows.append((figure, *columns, _spread(_ratios(sides, figure))))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     out = [f"\n{scenario.name}: {scenario.what} (median [least..most] of {_pairs(sides)})"]
-    out += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    out += [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     errors = sum(sum(_values(sides.get(side, []), "errors")) for side in SIDES)
     if errors:
         out.append(f"  {errors:,.0f} requests failed")
@@ -225,7 +239,9 @@ def _pairs(sides: dict[str, list[dict | None]]) -> str:
 def _medians(runs: Runs) -> dict:
     return {
         name: {
-            side: {figure: statistics.median(_values(results, figure)) for figure in next((r for r in results if r), {})}
+            side: {
+                figure: statistics.median(_values(results, figure)) for figure in next((r for r in results if r), {})
+            }
             for side, results in sides.items()
         }
         for name, sides in runs.items()

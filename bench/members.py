@@ -69,7 +69,14 @@ class Member:
         if self.kind == "etcdfast":
             return [sys.executable, "-m", "etcdfast", *common]
         etcd = Path(sys.executable).with_name("etcd")
-        peers = ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"bench={peer}"]
+        peers = [
+            "--listen-peer-urls",
+            peer,
+            "--initial-advertise-peer-urls",
+            peer,
+            "--initial-cluster",
+            f"bench={peer}",
+        ]
         return [str(etcd), *common, *peers]
 
     def start(self) -> float:

@@ -47,7 +47,10 @@ class Bar:
     text: str = ""
 
     def describe(self) -> str:
-        return self.text or f"{self.figure} {'>=' if self.at_least else '<='} {self.limit:g}{' x etcd' if self.ratio else ''}"
+        return (
+            self.text
+            or f"{self.figure} {'>=' if self.at_least else '<='} {self.limit:g}{' x etcd' if self.ratio else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,12 @@ SCENARIOS = [
     Scenario("range-l", "range of one key, linearizable, 1000 clients", _range(100, 1000, "l"), [_faster(3)]),
     Scenario("range-s", "range of one key, serializable, 1000 clients", _range(100, 1000, "s"), [_faster(3)]),
     Scenario("txn-put", "transaction with one put, 1000 clients", _txn_put, [_faster(2.5)]),
-    Scenario("put-1", "put, one client, one connection", _put(1, 1), [Bar("p50_ms", 1, ratio=True), Bar("mean_ms", 1, ratio=True)]),
+    Scenario(
+        "put-1",
+        "put, one client, one connection",
+        _put(1, 1),
+        [Bar("p50_ms", 1, ratio=True), Bar("mean_ms", 1, ratio=True)],
+    ),
     Scenario(
         "range-1",
         "range of one key, linearizable, one client",
@@ -216,7 +224,15 @@ SCENARIOS = [
         "put-16k",
         "put, 1000 connections, 16,000 clients",
         _put(1000, 16_000),
-        [Bar("requests_per_second", 0.8, at_least=True, of_scenario="put", text="requests_per_second >= 0.8 x its own put")],
+        [
+            Bar(
+                "requests_per_second",
+                0.8,
+                at_least=True,
+                of_scenario="put",
+                text="requests_per_second >= 0.8 x its own put",
+            )
+        ],
     ),
     Scenario(
         "memory-1m",

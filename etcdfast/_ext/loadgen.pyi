@@ -10,7 +10,8 @@ class Generator:
     `shared` is a writable buffer of at least 128 + 64 * workers bytes, zeroed: int64 next request
     number at 0, int64 stop flag at 64, int64 requests done by worker w at 128 + 64 * w.
     `rate` is requests per second of this generator (0: no limit). Of two templates the first is
-    used for the share `read_share` of the requests.
+    used for the share `read_share` of the requests. A connection is replaced by a new one when its
+    stream ids pass `stream_ids_max`.
 
     Errors: ValueError for shapes that do not fit, OSError when epoll cannot be had.
     """
@@ -45,6 +46,7 @@ class Generator:
         seed: int,
         streaming: bool,
         dial_timeout_seconds: float,
+        stream_ids_max: int = 0x7FFFFFF1,
     ) -> None: ...
     def poll(self, slice_ns: int) -> None: ...
     def start(self) -> None: ...

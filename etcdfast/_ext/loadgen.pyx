@@ -173,7 +173,6 @@ cdef enum:
     EVENTS_MAX = 512
     CONNECTING_MAX = 128         # below any usual listen backlog
     TIMER_EVENT = 0x7fffffff
-    STREAM_ID_MAX = 0x7ffffff1
 
 cdef int64_t SECOND_NS = 1000000000
 cdef int64_t WINDOW_MAX = 0x7fffffff
@@ -247,6 +246,7 @@ cdef class Generator:
     cdef readonly bint aborted          # no connection for dial_timeout
     cdef bint streaming
     cdef bint sequential
+    cdef uint32_t stream_ids_max        # a connection is replaced beyond this stream id
     cdef uint32_t key_bytes
     cdef uint32_t value_bytes
     cdef uint64_t key_space
@@ -269,7 +269,7 @@ cdef class Generator:
     def __cinit__(self, *, uint32_t conns, uint32_t clients, list endpoints, list templates, object shared,
                   uint32_t worker, int64_t total, double rate, uint32_t key_bytes, uint32_t value_bytes,
                   uint64_t key_space, bint sequential, double read_share, uint64_t seed, bint streaming,
-                  double dial_timeout_seconds):
+                  double dial_timeout_seconds, uint32_t stream_ids_max=0x7ffffff1):
         cdef uint32_t i, slots
         cdef int k
         cdef uint32_t pool_bytes = 65536 + value_bytes
@@ -293,6 +293,7 @@ cdef class Generator:
         self.read_share = <uint64_t>(read_share * 4294967296.0)
         self.seed = seed
         self.streaming = streaming
+        self.stream_ids_max = stream_ids_max
         self.dial_timeout_ns = <int64_t>(dial_timeout_seconds * 1e9)
 
         PyObject_GetBuffer(shared, &self.shared, PyBUF_WRITABLE)
@@ -1082,7 +1083,7 @@ cdef class Generator:
         c.next_stream_id += 2
         c.active += 1
         self._slot_put(c, client.stream_id, i)
-        if c.next_stream_id > STREAM_ID_MAX:
+        if c.next_stream_id > self.stream_ids_max:
             c.state = CONN_DRAINING
         p = c.out + c.out_bytes
         store_frame_head(p, update_bytes + block_bytes, FRAME_HEADERS, FLAG_END_HEADERS, client.stream_id)

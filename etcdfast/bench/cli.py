@@ -97,13 +97,30 @@ def _add_globals(parser: argparse.ArgumentParser, top: bool) -> None:
         group.add_argument(f"--{name}", default=default if top else argparse.SUPPRESS, **more)
 
     group = parser.add_argument_group("global flags")
-    add("endpoints", "127.0.0.1:2379", metavar="LIST", help="host:port, http://host:port or unix:///path, comma-separated (127.0.0.1:2379)")
+    add(
+        "endpoints",
+        "127.0.0.1:2379",
+        metavar="LIST",
+        help="host:port, http://host:port or unix:///path, comma-separated (127.0.0.1:2379)",
+    )
     add("conns", 1, type=_positive, metavar="N", help="connections (1)")
     add("clients", 1, type=_positive, metavar="N", help="clients, each with one request under way (1)")
     add("precise", False, action="store_true", help="print numbers in full precision")
     add("sample", False, action="store_true", help="add throughput and latency of every second to the report")
-    add("dial-timeout", 5.0, type=_seconds, metavar="TIME", help="give up when there is no connection for this long (5s)")
-    add("duration", 0.0, type=_seconds, metavar="TIME", help="stop after this time; --total is then no limit unless given")
+    add(
+        "dial-timeout",
+        5.0,
+        type=_seconds,
+        metavar="TIME",
+        help="give up when there is no connection for this long (5s)",
+    )
+    add(
+        "duration",
+        0.0,
+        type=_seconds,
+        metavar="TIME",
+        help="stop after this time; --total is then no limit unless given",
+    )
     add("processes", 0, type=_count, metavar="N", help="generator processes (0: one for every 4 cores)")
     add("seed", 1, type=_count, metavar="N", help="seed of random keys and values (1)")
     add("report-json", "", metavar="FILE", help="also write the report as JSON, - for standard output")
@@ -132,7 +149,9 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands", parser_class=Parser)
 
     def command(name: str, help_text: str, description: str) -> Parser:
-        made = commands.add_parser(name, help=help_text, description=description, formatter_class=raw, allow_abbrev=False)
+        made = commands.add_parser(
+            name, help=help_text, description=description, formatter_class=raw, allow_abbrev=False
+        )
         _add_globals(made, top=False)
         return made
 
@@ -146,12 +165,18 @@ def build_parser() -> Parser:
     _add_rate(put, "puts")
     put.add_argument("--sequential-keys", action="store_true", help="keys in turn instead of at random")
     put.add_argument("--prefix", default="", metavar="TEXT", help="put this before every key")
-    put.add_argument("--compact-interval", type=_seconds, default=0.0, metavar="TIME", help="compact that often, e.g. 5m (0: never)")
-    put.add_argument("--compact-index-delta", type=_count, default=1000, metavar="N", help="revisions a compaction keeps (1000)")
+    put.add_argument(
+        "--compact-interval", type=_seconds, default=0.0, metavar="TIME", help="compact that often, e.g. 5m (0: never)"
+    )
+    put.add_argument(
+        "--compact-index-delta", type=_count, default=1000, metavar="N", help="revisions a compaction keeps (1000)"
+    )
     put.add_argument("--check-hashkv", action="store_true", help="print the hash of all keys at the end")
 
     range_ = command(
-        "range", "read a key or a range", "Read KEY, or the keys from KEY up to (not including) END-RANGE, again and again."
+        "range",
+        "read a key or a range",
+        "Read KEY, or the keys from KEY up to (not including) END-RANGE, again and again.",
     )
     range_.add_argument("key")
     range_.add_argument("end_range", nargs="?", default="", metavar="end-range")
@@ -163,7 +188,9 @@ def build_parser() -> Parser:
     range_.add_argument("--keys-only", action="store_true", help="ask for keys without values")
     range_.add_argument("--stream", action="store_true", help="use RangeStream (etcd 3.7, etcdfast)")
 
-    txn_put = command("txn-put", "put keys in transactions", "Transactions of --txn-ops puts each, over the keys in turn.")
+    txn_put = command(
+        "txn-put", "put keys in transactions", "Transactions of --txn-ops puts each, over the keys in turn."
+    )
     _add_sizes(txn_put)
     _add_rate(txn_put, "transactions")
     txn_put.add_argument("--txn-ops", type=int, default=1, metavar="N", help="puts in a transaction (1)")
@@ -207,7 +234,9 @@ def _plain_switches(argv: list[str], parser: Parser) -> list[str]:
 
 def _serializable(args: argparse.Namespace) -> bool:
     if args.consistency not in ("l", "s"):
-        raise UsageError(f"argument --consistency: expected l (linearizable) or s (serializable), got {args.consistency!r}")
+        raise UsageError(
+            f"argument --consistency: expected l (linearizable) or s (serializable), got {args.consistency!r}"
+        )
     return args.consistency == "s"
 
 
@@ -237,7 +266,12 @@ def _workload(args: argparse.Namespace) -> Workload:
     elif not key and not end:
         raise UsageError("range: the key is empty (use --prefix '' for all keys)")
     request = workload.range_request(
-        key or b"\0", end, limit=args.limit, serializable=serializable, keys_only=args.keys_only, count_only=args.count_only
+        key or b"\0",
+        end,
+        limit=args.limit,
+        serializable=serializable,
+        keys_only=args.keys_only,
+        count_only=args.count_only,
     )
     return workload.range_(request, args.stream)
 

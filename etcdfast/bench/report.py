@@ -129,9 +129,7 @@ def json_report(command: str, flags: dict, labels: list[str], result: Result) ->
         "errors_total": sum(result.errors.values()),
         "seconds": seconds,
         "requests_per_second": result.count / seconds if seconds else 0.0,
-        "latency": {
-            label.lower() or "all": _latency(kind) for label, kind in zip(labels, result.kinds, strict=False)
-        },
+        "latency": {label.lower() or "all": _latency(kind) for label, kind in zip(labels, result.kinds, strict=False)},
         "client_cpu_seconds": result.client_cpu_seconds,
         "client_processes": result.processes,
         "response_bytes": result.response_bytes,

@@ -53,6 +53,7 @@ class Load:
     dial_timeout_seconds: float = 5.0
     seed: int = 1
     metadata: tuple[tuple[str, str], ...] = ()
+    stream_ids_max: int = 0x7FFFFFF1
 
 
 @dataclass
@@ -79,7 +80,9 @@ class KindResult:
         for second, row in other.seconds.items():
             mine = self.seconds.get(second)
             self.seconds[second] = (
-                row if mine is None else (mine[0] + row[0], mine[1] + row[1], min(mine[2], row[2]), max(mine[3], row[3]))
+                row
+                if mine is None
+                else (mine[0] + row[0], mine[1] + row[1], min(mine[2], row[2]), max(mine[3], row[3]))
             )
 
 
@@ -137,18 +140,23 @@ class _Ticker:
 
     def __call__(self) -> None:
         if self._progress is not None:
-            rows = (struct.unpack_from("=q", self._page, DONE_OFFSET + ROW_BYTES * i)[0] for i in range(self._processes))
+            rows = (
+                struct.unpack_from("=q", self._page, DONE_OFFSET + ROW_BYTES * i)[0] for i in range(self._processes)
+            )
             self._progress(sum(rows))
 
 
 def _allow_files(needed: int) -> None:
+    """Raise the limit of open files as far as the connections need it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed:
         return
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(needed, soft), hard) if hard >= needed else needed, max(hard, needed)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(hard, needed)))
     except (OSError, ValueError):
-        raise RunError(f"--conns needs {needed} open files, but only {hard} are allowed (raise it with ulimit -n)") from None
+        raise RunError(
+            f"--conns needs {needed} open files, but only {hard} are allowed (raise it with ulimit -n)"
+        ) from None
 
 
 def _run_processes(processes, workload, endpoints, load, page, tick) -> list[dict]:
@@ -213,16 +221,12 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
     """One generator from connecting to its last answer; connections worker, worker + processes, ..."""
     conns = _share(load.conns, worker, processes)
     # client i belongs to connection i % conns, so the clients of this worker follow from its connections
-    clients = sum(
-        _share(load.clients, connection, load.conns) for connection in range(worker, load.conns, processes)
-    )
+    clients = sum(_share(load.clients, connection, load.conns) for connection in range(worker, load.conns, processes))
     if clients == 0:
         barrier.wait()
         return _empty(workload)
     rotated = [endpoints[(worker + processes * i) % len(endpoints)] for i in range(len(endpoints))]
-    rows = [
-        (e.family, e.address, *header_blocks(e.authority, workload.method, list(load.metadata))) for e in rotated
-    ]
+    rows = [(e.family, e.address, *header_blocks(e.authority, workload.method, list(load.metadata))) for e in rotated]
     generator = Generator(
         conns=conns,
         clients=clients,
@@ -240,6 +244,7 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
         seed=load.seed,
         streaming=workload.streaming,
         dial_timeout_seconds=load.dial_timeout_seconds,
+        stream_ids_max=load.stream_ids_max,
     )
     deadline = time.monotonic() + load.dial_timeout_seconds
     while generator.open_conns < conns:

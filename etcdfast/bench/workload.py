@@ -88,7 +88,9 @@ def _check_keys(key_size: int, key_space: int) -> None:
         raise WorkloadError(f"expected positive --key-space-size, got ({key_space})")
     needed = len(varint(2 * (key_space - 1)))
     if key_size < needed:
-        raise WorkloadError(f"--key-size {key_size} is too small for {key_space} different keys: at least {needed} bytes")
+        raise WorkloadError(
+            f"--key-size {key_size} is too small for {key_space} different keys: at least {needed} bytes"
+        )
 
 
 def put(key_size: int, val_size: int, key_space: int, sequential: bool, prefix: bytes = b"") -> Workload:
