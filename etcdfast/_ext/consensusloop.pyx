@@ -627,7 +627,8 @@ cdef class Loop:
         for i in range(listening):
             ring_awake(self.inbound[i])
         if n < 0:
-            return EV_WAKE if errno == EINTR else EV_NO_MEMORY
+            # Also after SIGSTOP and SIGCONT; a signal that means something writes to the wake descriptor.
+            return 0 if errno == EINTR else EV_NO_MEMORY
         for i in range(n):
             if found[i].data.u32 == FD_WAKE:
                 events |= EV_WAKE

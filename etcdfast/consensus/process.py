@@ -114,9 +114,7 @@ class Process:
         hard_state = opened.hard_state._replace(commit=commit)
         self.runs = list(opened.runs)
         self.membership = opened.membership
-        self.snapshots = Snapshots(
-            os.path.join(config.member_dir, "snap"), config.snapshot_count, opened.snapshot
-        )
+        self.snapshots = Snapshots(os.path.join(config.member_dir, "snap"), config.snapshot_count, opened.snapshot)
         self.raft = Raft(
             RaftConfig(opened.member_id, config.election_timeout // config.heartbeat_interval, random.randrange),
             opened.log,
@@ -210,9 +208,7 @@ class Process:
         raft = self.raft
         self._show("term", raft.term)
         self._show("leader", leader)
-        log.info(
-            f"became {ROLE_NAMES[role]}", member_id=f"{raft.id:x}", term=raft.term, leader=f"{leader:x}"
-        )
+        log.info(f"became {ROLE_NAMES[role]}", member_id=f"{raft.id:x}", term=raft.term, leader=f"{leader:x}")
         self.loop.lead(raft.term, False)
         if raft.leads:
             self.runs.append((raft.log.last_index, raft.term))

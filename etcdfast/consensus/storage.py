@@ -104,9 +104,7 @@ def _first_start(disk, member_id, cluster_id, urls, name):
     membership.apply_conf_change(decode_conf_change(change))
     entries = RaftLog(0, 0, rows_max=LOG_ROWS_MAX, bytes_max=LOG_BYTES_MAX)
     entries.append(1, change, ENTRY_CONF_CHANGE)
-    return Opened(
-        member_id, cluster_id, disk, entries, None, HardState(1, 0, 1), membership, 1, [(1, 1)], [1], (0, 0)
-    )
+    return Opened(member_id, cluster_id, disk, entries, None, HardState(1, 0, 1), membership, 1, [(1, 1)], [1], (0, 0))
 
 
 # ---- a member that has been here ------------------------------------------------------------------

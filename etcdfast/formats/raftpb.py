@@ -10,7 +10,9 @@ from etcdfast._ext.wire import WireError, fields, varint
 
 _VARINT, _BYTES = 0, 2
 
-ConfState = namedtuple("ConfState", "voters learners voters_outgoing learners_next auto_leave", defaults=((), (), (), 0))
+ConfState = namedtuple(
+    "ConfState", "voters learners voters_outgoing learners_next auto_leave", defaults=((), (), (), 0)
+)
 ConfChange = namedtuple("ConfChange", "id type node_id context")
 
 

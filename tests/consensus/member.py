@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 
-from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, KINDS, STATUS_PAGE_BYTES, Ring, StatusPage, format_ring
 from etcdfast import log
+from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, KINDS, STATUS_PAGE_BYTES, Ring, StatusPage, format_ring
 from etcdfast.config import load
 
 MIB = 1 << 20

@@ -33,6 +33,8 @@ HardState = namedtuple("HardState", "term vote commit")
 ReadState = namedtuple("ReadState", "index context")
 ConfChange = namedtuple("ConfChange", "type node_id")
 
+_NEW = HardState(0, NOBODY, 0)
+
 # hard_state: to be written, None when unchanged; must_sync: term or vote changed, so nothing that
 # depends on them may go out before it is durable. soft: (role, leader) when changed. commit: hand over up
 # to here. reads: confirmed reads, to be served behind `index`.
@@ -58,7 +60,7 @@ class Raft:
     entries up to commit never change.
     """
 
-    def __init__(self, config, log, hard_state=HardState(0, NOBODY, 0), voters=(), applied=0):
+    def __init__(self, config, log, hard_state=_NEW, voters=(), applied=0):
         self.id = config.id
         self.log = log
         self.term, self.vote, self.commit = hard_state
@@ -214,6 +216,8 @@ class Raft:
         self.appended(following)
 
     def _advance_commit(self):
+        if not self.voters:
+            return
         index = majority_match([self.progress[voter].match for voter in self.voters])
         if index <= self.commit or self.log.term(index) != self.term:
             return
