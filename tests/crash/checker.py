@@ -28,9 +28,7 @@ class Checker:
     model: Model = field(default_factory=Model)
     compacted: int = -1
 
-    def after_restart(
-        self, client: Client, answered: list[Operation], unanswered: list[Operation]
-    ) -> list[Operation]:
+    def after_restart(self, client: Client, answered: list[Operation], unanswered: list[Operation]) -> list[Operation]:
         """Check one round; returns the unanswered operations that turned out to be there.
 
         Errors: Broken, saying which guarantee.
@@ -44,9 +42,7 @@ class Checker:
             if revision in by_revision:
                 raise Broken(f"two writes were answered with revision {revision}")
             if not first <= revision <= current:
-                raise Broken(
-                    f"answered revision {revision} outside {first}..{current}: an acknowledged write is lost"
-                )
+                raise Broken(f"answered revision {revision} outside {first}..{current}: an acknowledged write is lost")
             by_revision[revision] = operation
         found = self._place_unanswered(client, unanswered, by_revision, range(first, current + 1))
         self._check_each(client, by_revision)
@@ -98,15 +94,11 @@ class Checker:
     def _check_each(client: Client, by_revision: dict[int, Operation]) -> None:
         """Each effect of each operation, read at its own revision."""
         reads = [
-            (revision, key, value)
-            for revision, operation in by_revision.items()
-            for key, value in operation.effects
+            (revision, key, value) for revision, operation in by_revision.items() for key, value in operation.effects
         ]
         for start in range(0, len(reads), PIPELINE):
             part = reads[start : start + PIPELINE]
-            pending = [
-                client.start("Range", pb.RangeRequest(key=key, revision=revision)) for revision, key, _ in part
-            ]
+            pending = [client.start("Range", pb.RangeRequest(key=key, revision=revision)) for revision, key, _ in part]
             for (revision, key, value), one in zip(part, pending):
                 kvs = one.reply().message.kvs
                 if value is None:
@@ -146,8 +138,9 @@ class Checker:
             self.mirror.compact(self.compacted, physical=True)
         theirs = self.mirror.hashkv()
         for name in ("hash", "compact_revision"):
-            if getattr(ours, name) != getattr(theirs, name):
-                raise Broken(f"HashKV {name}: {getattr(ours, name)}, real etcd with the same history {getattr(theirs, name)}")
+            one, other = getattr(ours, name), getattr(theirs, name)
+            if one != other:
+                raise Broken(f"HashKV {name}: {one}, real etcd with the same history {other}")
         if ours.header.revision != theirs.header.revision:
             raise Broken(f"revision {ours.header.revision}, real etcd has {theirs.header.revision}")
 

@@ -42,9 +42,7 @@ def checker(client: Client) -> Checker:
     checker = Checker()
     answer = client.get(b"\x00", b"\x00")
     checker.model.current = answer.header.revision
-    checker.model.live = {
-        kv.key: (kv.value, kv.create_revision, kv.mod_revision, kv.version) for kv in answer.kvs
-    }
+    checker.model.live = {kv.key: (kv.value, kv.create_revision, kv.mod_revision, kv.version) for kv in answer.kvs}
     return checker
 
 

@@ -81,9 +81,7 @@ class Writer(threading.Thread):
             return history.put(b"hot/%d" % self.rng.randrange(HOT_KEYS), token)
         if roll < 0.75 and self.deletable:
             return history.delete(self._take())
-        effects: list[history.Effect] = [
-            (b"%s/%d" % (token, part), token) for part in range(self.rng.randint(2, 6))
-        ]
+        effects: list[history.Effect] = [(b"%s/%d" % (token, part), token) for part in range(self.rng.randint(2, 6))]
         if self.rng.random() < 0.5:
             effects.append((b"hot/%d" % self.rng.randrange(HOT_KEYS), token))
         if self.deletable:
@@ -105,8 +103,7 @@ class Load:
         self._answers = 0
         self._ended = 0
         self.writers = [
-            Writer(self, number, random.Random(rng.getrandbits(64)), live[number::WRITERS])
-            for number in range(WRITERS)
+            Writer(self, number, random.Random(rng.getrandbits(64)), live[number::WRITERS]) for number in range(WRITERS)
         ]
 
     def start(self) -> None:
@@ -126,9 +123,7 @@ class Load:
     def wait_answers(self, number: int, deadline_seconds: float = 30.0) -> None:
         """Wait until so many writes were answered (or all writers ended)."""
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: self._answers >= number or self._ended == WRITERS, deadline_seconds
-            ):
+            if not self._changed.wait_for(lambda: self._answers >= number or self._ended == WRITERS, deadline_seconds):
                 raise AssertionError(f"only {self._answers} of {number} writes answered in {deadline_seconds} s")
 
     def join(self, deadline_seconds: float = 40.0) -> tuple[list[Operation], list[Operation]]:

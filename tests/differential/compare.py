@@ -149,8 +149,7 @@ def _tied(
     if contents is not None:
         stored = contents(request, left.header.revision)
         sort_keys = [
-            [getattr(stored[kv.key], field) if kv.key in stored else None for kv in side.kvs]
-            for side in (left, right)
+            [getattr(stored[kv.key], field) if kv.key in stored else None for kv in side.kvs] for side in (left, right)
         ]
     elif request.keys_only and field == "value":
         sort_keys = [[b""] * len(left.kvs), [b""] * len(right.kvs)]  # not to be seen from outside

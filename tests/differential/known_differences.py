@@ -63,9 +63,7 @@ def _invalid_sort(exchange: Exchange, difference: Difference) -> bool:
     if exchange.right.code != _INVALID_ARGUMENT or exchange.right.text != "etcdserver: invalid sort option":
         return False
     # An empty key is refused first on both sides; then this difference does not arise at all.
-    return any(
-        r.sort_order not in _ORDERS or r.sort_target not in _TARGETS for r in _ranges_of(exchange.request)
-    )
+    return any(r.sort_order not in _ORDERS or r.sort_target not in _TARGETS for r in _ranges_of(exchange.request))
 
 
 def _hash_revision(exchange: Exchange, difference: Difference) -> bool:

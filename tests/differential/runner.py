@@ -62,7 +62,7 @@ class Pair:
         right = self.right.call(call.method, call.request)
         left = pending.reply()
         differences = compare_replies(call.method, call.request, left, right, self._contents)
-        if call.method == "HashKV" and [difference.path for difference in differences] [:1] == ["hash"]:
+        if call.method == "HashKV" and "hash" in {difference.path for difference in differences}:
             left, right, differences = self._hash_again(call)
         self._learn(call, left)
         exchange = Exchange(call.method, call.request, left, right, before.current, before.compacted)
@@ -105,9 +105,7 @@ class Pair:
         return {kv.key: kv for kv in self.left.call("Range", everything).message.kvs}
 
 
-def run(
-    pair: Pair, seed: int, indexes: Iterable[int], trace: Callable[[str], object] | None = None
-) -> Summary:
+def run(pair: Pair, seed: int, indexes: Iterable[int], trace: Callable[[str], object] | None = None) -> Summary:
     """Send calls `indexes` of run `seed`, with HashKV checkpoints; stops at the first failure."""
     summary = Summary()
     for index in indexes:
@@ -155,9 +153,7 @@ def _checkpoint(pair: Pair, seed: int, index: int, summary: Summary) -> bool:
     return _step(pair, seed, Call(index, "Range", pb.RangeRequest(key=b"\x00", range_end=b"\x00")), summary)
 
 
-def fresh_pair_run(
-    seed: int, indexes: Iterable[int], trace: Callable[[str], object] | None = None
-) -> Summary:
+def fresh_pair_run(seed: int, indexes: Iterable[int], trace: Callable[[str], object] | None = None) -> Summary:
     """`run` against newly started servers."""
     left: Server = reference_server()
     right: Server = target_server()

@@ -114,9 +114,7 @@ class TestUnstableSort:
 
 def test_txn_responses_are_compared_by_their_operation() -> None:
     request = pb.TxnRequest()
-    request.success.add().request_range.CopyFrom(
-        pb.RangeRequest(key=b"a", range_end=b"z", sort_order=1, sort_target=1)
-    )
+    request.success.add().request_range.CopyFrom(pb.RangeRequest(key=b"a", range_end=b"z", sort_order=1, sort_target=1))
     request.success.add().request_txn.success.add().request_put.key = b"a"
 
     def response(*kvs: pb.KeyValue, revision: int = 5) -> Reply:

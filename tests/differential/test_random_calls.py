@@ -7,8 +7,6 @@ import random
 
 import pytest
 
-from tests.harness import target_server, pb
-
 from .replay import describe
 from .runner import Summary, fresh_pair_run
 

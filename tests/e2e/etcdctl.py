@@ -70,31 +70,77 @@ NORMALISATIONS = (
     Normalisation("endpoint", "each server has its own port", re.compile(rb"127\.0\.0\.1:\d{5}"), b"ENDPOINT", _any),
     Normalisation("timestamp", "log lines of etcdctl carry the time", re.compile(rb'"ts":"[^"]*"'), b'"ts":"TS"', _any),
     Normalisation("address", "log lines of etcdctl name a Go pointer", re.compile(rb"0x[0-9a-f]{6,}"), b"0xPTR", _any),
-    Normalisation("took", "how long a health check took", re.compile(rb"took = [0-9.]+(ns|\xc2\xb5s|ms|s)"), b"took = T",
-                  _starts("endpoint", "health")),
-    Normalisation("took-json", "the same in JSON", re.compile(rb'"took":"[^"]*"'), b'"took":"T"', _starts("endpoint", "health")),
-    Normalisation("took-field", "the same as a field", re.compile(rb'"Took" : \S+'), b'"Took" : T', _starts("endpoint", "health")),
-    Normalisation("took-cell", "the same in a table cell", re.compile(rb"[0-9.]+(ns|\xc2\xb5s|ms|s)(?= +\|)"), b"T",
-                  _starts("endpoint", "health")),
-    Normalisation("took-width", "the width of that cell", re.compile(rb"([ -])\1+"), rb"\1", _starts("endpoint", "health")),
-    Normalisation("defrag-took", "how long a defragmentation took", re.compile(rb"took [0-9.]+(ns|\xc2\xb5s|ms|s)"), b"took T",
-                  _starts("defrag")),
+    Normalisation(
+        "took",
+        "how long a health check took",
+        re.compile(rb"took = [0-9.]+(ns|\xc2\xb5s|ms|s)"),
+        b"took = T",
+        _starts("endpoint", "health"),
+    ),
+    Normalisation(
+        "took-json", "the same in JSON", re.compile(rb'"took":"[^"]*"'), b'"took":"T"', _starts("endpoint", "health")
+    ),
+    Normalisation(
+        "took-field", "the same as a field", re.compile(rb'"Took" : \S+'), b'"Took" : T', _starts("endpoint", "health")
+    ),
+    Normalisation(
+        "took-cell",
+        "the same in a table cell",
+        re.compile(rb"[0-9.]+(ns|\xc2\xb5s|ms|s)(?= +\|)"),
+        b"T",
+        _starts("endpoint", "health"),
+    ),
+    Normalisation(
+        "took-width", "the width of that cell", re.compile(rb"([ -])\1+"), rb"\1", _starts("endpoint", "health")
+    ),
+    Normalisation(
+        "defrag-took",
+        "how long a defragmentation took",
+        re.compile(rb"took [0-9.]+(ns|\xc2\xb5s|ms|s)"),
+        b"took T",
+        _starts("defrag"),
+    ),
     # endpoint status: the server's own version, its sizes, and the log index, which counts entries
     # of the server's own (version, attributes) besides the client's.
-    Normalisation("status-simple", "version, db size, raft index and applied index",
-                  re.compile(rb"(?m)^(\S+, [0-9a-f]+), [^,]+, [^,]+, (\w+), (\w+), (\d+), \d+, \d+, "),
-                  rb"\1, VERSION, SIZE, \2, \3, \4, INDEX, INDEX, ", _status_as("simple")),
-    Normalisation("status-table", "the same in a table: the differing cells",
-                  re.compile(rb"\| +(\d+\.\d+\.\d+\S*|[0-9.]+ [kMG]?B) +(?=\|)"), b"| X ", _status_as("table")),
-    Normalisation("status-table-index", "the same: the two indexes", re.compile(rb"\| +\d+ +\| +\d+ +\| +(?=\|\n)"), b"| I | I | ",
-                  _status_as("table")),
-    Normalisation("status-table-width", "the widths of those cells", re.compile(rb"([ -])\1+"), rb"\1", _status_as("table")),
-    Normalisation("status-json", "the same in JSON", re.compile(rb'"(version|dbSize|raftIndex|raftAppliedIndex|dbSizeInUse)":("[^"]*"|\d+)'),
-                  rb'"\1":X', _status_as("json")),
-    Normalisation("status-fields", "the same as fields",
-                  re.compile(rb'"(Version|DBSize|RaftIndex|RaftAppliedIndex|DBSizeInUse)" : ("[^"]*"|\d+)'), rb'"\1" : X',
-                  _status_as("fields")),
-)  # fmt: skip
+    Normalisation(
+        "status-simple",
+        "version, db size, raft index and applied index",
+        re.compile(rb"(?m)^(\S+, [0-9a-f]+), [^,]+, [^,]+, (\w+), (\w+), (\d+), \d+, \d+, "),
+        rb"\1, VERSION, SIZE, \2, \3, \4, INDEX, INDEX, ",
+        _status_as("simple"),
+    ),
+    Normalisation(
+        "status-table",
+        "the same in a table: the differing cells",
+        re.compile(rb"\| +(\d+\.\d+\.\d+\S*|[0-9.]+ [kMG]?B) +(?=\|)"),
+        b"| X ",
+        _status_as("table"),
+    ),
+    Normalisation(
+        "status-table-index",
+        "the same: the two indexes",
+        re.compile(rb"\| +\d+ +\| +\d+ +\| +(?=\|\n)"),
+        b"| I | I | ",
+        _status_as("table"),
+    ),
+    Normalisation(
+        "status-table-width", "the widths of those cells", re.compile(rb"([ -])\1+"), rb"\1", _status_as("table")
+    ),
+    Normalisation(
+        "status-json",
+        "the same in JSON",
+        re.compile(rb'"(version|dbSize|dbSizeInUse|raftIndex|raftAppliedIndex)":("[^"]*"|\d+)'),
+        rb'"\1":X',
+        _status_as("json"),
+    ),
+    Normalisation(
+        "status-fields",
+        "the same as fields",
+        re.compile(rb'"(Version|DBSize|RaftIndex|RaftAppliedIndex|DBSizeInUse)" : ("[^"]*"|\d+)'),
+        rb'"\1" : X',
+        _status_as("fields"),
+    ),
+)
 
 
 def normalised(arguments: Sequence[str], result: Result) -> Result:

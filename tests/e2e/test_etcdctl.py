@@ -66,7 +66,8 @@ def test_scenario(servers: tuple[Server, Server], path: Path) -> None:
     wrong = []
     for command, one, other in zip(commands, left, right, strict=True):
         if normalised(command.arguments, one) != normalised(command.arguments, other):
-            wrong.append(f"{path.name}:{command.line}: etcdctl {shlex.join(command.arguments)}\netcd: {one}\nother: {other}")
+            shown = f"{path.name}:{command.line}: etcdctl {shlex.join(command.arguments)}"
+            wrong.append(f"{shown}\netcd: {one}\nother: {other}")
     if wrong:
         pytest.fail(f"{len(wrong)} of {len(commands)} commands differ\n" + "\n\n".join(wrong), pytrace=False)
 

@@ -5,18 +5,18 @@ its files and its exit status. The same tests therefore run against real etcd 3.
 (`ETCDFAST_TEST_TARGET=etcd`), which is how the tests themselves are tested.
 """
 
-from .rpc import Client, Reply, CODE_OK
+from .rpc import CODE_OK, Client, Reply
 from .servers import (
+    EtcdfastServer,
+    EtcdServer,
     Server,
     ServerError,
-    EtcdServer,
-    EtcdfastServer,
     new_server,
     reference_server,
     target_name,
     target_server,
 )
-from .wait import wait_until, WaitTimeout
+from .wait import WaitTimeout, wait_until
 
 __all__ = [
     "CODE_OK",

@@ -109,9 +109,7 @@ class Client:
         self.timeout_seconds = timeout_seconds
         self._channel = grpc.insecure_channel(endpoint, options=_OPTIONS)
         self._calls = {
-            name: self._channel.unary_unary(
-                method.path, request_serializer=_serialize, response_deserializer=None
-            )
+            name: self._channel.unary_unary(method.path, request_serializer=_serialize, response_deserializer=None)
             for name, method in METHODS.items()
         }
 

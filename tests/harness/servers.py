@@ -116,9 +116,7 @@ class Server:
         if _SETPRIV:
             # A test run that is killed hard must not leave servers behind.
             command = [_SETPRIV, "--pdeathsig", "KILL", *command]
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(("ETCD_", "ETCDCTL_"))
-        }
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ETCD_", "ETCDCTL_"))}
         environment.update(self.environment)
         with open(self.log_path, "ab") as log:
             self._log_start_bytes = log.tell()
@@ -152,8 +150,7 @@ class Server:
                 last = f"code {reply.code}: {reply.text}"
                 if time.monotonic() > end:
                     raise ServerError(
-                        f"{self.kind} gave no linearizable read within {deadline_seconds} s ({last})\n"
-                        f"{self.log_tail()}"
+                        f"{self.kind} gave no linearizable read within {deadline_seconds} s ({last})\n{self.log_tail()}"
                     )
                 time.sleep(0.01)
         self.processes()
