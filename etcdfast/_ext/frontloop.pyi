@@ -1,0 +1,56 @@
+"""The epoll loop of a frontend process; the interpreter lock is released while it runs."""
+
+from collections.abc import Sequence
+
+from etcdfast._ext.ring import Ring, StatusPage
+
+# Why run() came back
+RUN_WAKEUP: int  # the wakeup descriptor is readable: a signal came
+RUN_LIFE: int  # the supervisor is gone
+RUN_DRAINED: int  # begin_drain() was called and no connection is left
+RUN_HANDOFF: int  # take_handoffs() has connections that do not speak HTTP/2
+RUN_BROKEN_RING: int  # the ring from apply holds what is no record
+
+class FrontLoop:
+    def __init__(
+        self,
+        *,
+        index: int,
+        doorbell: int,
+        to_consensus: Ring,
+        to_apply: Ring,
+        from_apply: Ring,
+        consensus_page: StatusPage,
+        apply_page: StatusPage,
+        listeners: Sequence[int],
+        wakeup: int,
+        life: int,
+        rpcs: Sequence[tuple[int, bytes, str]],
+        errors: Sequence[tuple[int, bytes]],
+        message_bytes_max: int,
+        txn_ops_max: int = 128,
+        streams_max: int = 4096,
+        connections_max: int = 4096,
+        quota_bytes: int = 0,
+        request_timeout_seconds: float = 7.0,
+        ping_min_seconds: float = 5.0,
+        keepalive_idle_seconds: float = 7200.0,
+        keepalive_timeout_seconds: float = 20.0,
+        header_seconds: float = 10.0,
+        drain_seconds: float = 5.0,
+    ) -> None:
+        """Set up; nothing is accepted before run().
+
+        Shapes: rpcs holds (id, path, route) with a route of api/rpcs.py; errors holds (gRPC code, text) by
+                error id; descriptors stay the caller's.
+        Units:  message_bytes_max is the largest gRPC message taken, without its prefix; quota_bytes 0 = none.
+        Errors: ValueError when a ring cannot hold such a message; OSError.
+        """
+    def run(self) -> int:
+        """Serve until there is something for Python to do: a RUN_* value. Errors: OSError."""
+    def take_handoffs(self) -> list[tuple[int, bytes]]:
+        """Connections whose first bytes are not HTTP/2: (descriptor, bytes read). The caller owns them."""
+    def begin_drain(self) -> None:
+        """Stop accepting, say GOAWAY, end when calls are answered or after drain_seconds."""
+    def counters(self) -> dict:
+        """Calls started and handled by RPC id and code, bytes, connections, buffers now and at their peak."""

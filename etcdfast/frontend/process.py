@@ -1,0 +1,127 @@
+"""One frontend: maps the rings, waits until the member can answer, serves until told to stop."""
+
+import os
+import resource
+import select
+import signal
+import socket
+
+from etcdfast import log
+from etcdfast._ext import frontloop
+from etcdfast._ext.ring import APPLY_WORDS, Ring, StatusPage
+from etcdfast.api.errors import ERRORS
+from etcdfast.api.rpcs import RPCS
+from etcdfast.frontend.http1 import Http1Server
+from etcdfast.ipc import boot as boot_module
+
+# etcd allows 2^32-1 streams. A stream costs up to 64 KiB of request before its window ends, so one
+# connection could hold memory without bound; clients queue beyond the limit they are told.
+STREAMS_MAX = 4096
+# Descriptors kept for everything that is no client connection (etcd: reservedInternalFDNum).
+RESERVED_DESCRIPTORS = 150
+CONNECTIONS_MAX = 1 << 16
+WAIT_LOG_SECONDS = 30.0
+
+
+def serve(boot):
+    """Run until SIGTERM or the supervisor's end. Returns the exit status."""
+    signal_fd = _signals_to_descriptor()
+    index, rings, doorbells = boot.index, boot.rings, boot.doorbells
+    to_consensus = Ring(rings[f"f{index}c"], doorbells["consensus"])
+    to_apply = Ring(rings[f"f{index}a"], doorbells["apply"])
+    from_apply = Ring(rings[f"af{index}"], doorbells["apply"])
+    consensus_page = StatusPage(boot.status["consensus"])
+    apply_page = StatusPage(boot.status["apply"])
+    if not _wait_for_apply(boot, apply_page, signal_fd):
+        return 0
+    loop = frontloop.FrontLoop(
+        index=index,
+        doorbell=boot.doorbell,
+        to_consensus=to_consensus,
+        to_apply=to_apply,
+        from_apply=from_apply,
+        consensus_page=consensus_page,
+        apply_page=apply_page,
+        listeners=[fd for _, fd in boot.listen],
+        wakeup=signal_fd,
+        life=boot.life_fd,
+        **settings(boot.config),
+    )
+    http1 = Http1Server(consensus_page, apply_page)
+    for _, fd in boot.listen:
+        os.set_blocking(fd, False)
+    boot.tell_ready()
+    log.info("serving client requests", frontend=index, addresses=[url for url, _ in boot.listen])
+    return _run(loop, http1, signal_fd, index)
+
+
+def settings(config):
+    """Arguments of FrontLoop that follow from the configuration and the tables."""
+    return {
+        "rpcs": [(rpc.id, rpc.path.encode(), rpc.route) for rpc in RPCS],
+        "errors": [(row.code, row.text.encode()) for row in ERRORS],
+        "message_bytes_max": config.message_bytes_max,
+        "txn_ops_max": config.max_txn_ops,
+        "streams_max": max(1, min(config.max_concurrent_streams, STREAMS_MAX)),
+        "connections_max": _connections_max(),
+        "quota_bytes": config.quota_bytes,
+        "request_timeout_seconds": config.request_timeout_seconds,
+        "ping_min_seconds": config.grpc_keepalive_min_time,
+        "keepalive_idle_seconds": config.grpc_keepalive_interval,
+        "keepalive_timeout_seconds": config.grpc_keepalive_timeout,
+    }
+
+
+def _connections_max():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, CONNECTIONS_MAX)
+    soft = max(soft, min(hard, CONNECTIONS_MAX + RESERVED_DESCRIPTORS))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return max(16, min(CONNECTIONS_MAX, soft - RESERVED_DESCRIPTORS))
+
+
+def _signals_to_descriptor():
+    """SIGTERM becomes readable bytes: the loop runs outside the interpreter, where no handler would run."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    return reader.detach()
+
+
+def _wait_for_apply(boot, apply_page, signal_fd):
+    """True once apply answers; False when told to stop before. Ends the process with the supervisor."""
+    ready_word = APPLY_WORDS["ready"]
+    while not apply_page[ready_word]:
+        readable, _, _ = select.select([boot.doorbell, signal_fd, boot.life_fd], [], [], WAIT_LOG_SECONDS)
+        if boot.life_fd in readable:
+            os._exit(1)
+        if signal_fd in readable:
+            return False
+        if boot.doorbell in readable:
+            os.eventfd_read(boot.doorbell)
+        if not readable:
+            log.info("waiting for the store before accepting clients", frontend=boot.index)
+    return True
+
+
+def _run(loop, http1, signal_fd, index):
+    while True:
+        why = loop.run()
+        if why == frontloop.RUN_HANDOFF:
+            for fd, first_bytes in loop.take_handoffs():
+                http1.take(fd, first_bytes)
+        elif why == frontloop.RUN_WAKEUP:
+            if signal.SIGTERM in os.read(signal_fd, 4096):
+                log.info("draining client connections", frontend=index, connections=loop.counters()["connections"])
+                loop.begin_drain()
+        elif why == frontloop.RUN_DRAINED:
+            log.info("stopped serving client requests", frontend=index)
+            return 0
+        elif why == frontloop.RUN_LIFE:
+            os._exit(1)
+        else:
+            log.fatal("the ring from apply is broken", frontend=index)
+            return boot_module.EXIT_INTERNAL
