@@ -14,7 +14,7 @@ from etcdfast._ext import consensusloop as turns
 from etcdfast._ext.consensusloop import Loop
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, Ring, StatusPage
 from etcdfast.consensus import requests
-from etcdfast.consensus.raft import ROLE_NAMES, ConfChange, Raft, RaftConfig
+from etcdfast.consensus.raft import ADD_NODE, ROLE_NAMES, ConfChange, Raft, RaftConfig
 from etcdfast.consensus.snapshots import Snapshots
 from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, StorageError, open_member
 from etcdfast.formats.raftpb import ConfState, decode_conf_change
@@ -109,6 +109,7 @@ class Process:
 
     def _start(self, applied):
         opened, config = self.opened, self.config
+        self._check_members()
         self._check_applied(applied)
         commit = max(opened.hard_state.commit, applied)
         hard_state = opened.hard_state._replace(commit=commit)
@@ -138,9 +139,7 @@ class Process:
             commit=commit,
             hard_state=tuple(opened.hard_state),
         )
-        for voter in self.membership.voters:
-            change = ConfChange(0, voter)
-            self.raft.apply_conf_change(opened.applied_conf_index, change)
+        self.raft.apply_conf_change(opened.applied_conf_index, ConfChange(ADD_NODE, opened.member_id))
         log.info(
             "starting raft",
             member_id=f"{opened.member_id:x}",
@@ -156,6 +155,15 @@ class Process:
         # A single voter waits for nobody: it need not sit out an election timeout.
         self.raft.campaign()
         self._carry_out()
+
+    def _check_members(self):
+        own, members = self.opened.member_id, self.opened.membership.members
+        if list(members) != [own] or members[own].is_learner:
+            listed = ", ".join(f"{member:x}" for member in sorted(members)) or "none"
+            raise StorageError(
+                f"the write-ahead log {self.config.wal_path} is of a cluster of more than one member ({listed}; "
+                f"this is {own:x}): only a single one is supported yet"
+            )
 
     def _check_applied(self, applied):
         opened = self.opened

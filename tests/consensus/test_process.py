@@ -280,11 +280,17 @@ def test_the_end_of_the_supervisor_ends_the_process(config):
         assert member.wait() == 70
 
 
+def process_state(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(") ")[2][0]
+
+
 def test_a_stopped_process_loses_nothing(config):
     with Member(config) as member:
         first = member.start()[-1]["index"] + 1
         for round_number in range(5):
             member.process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: process_state(member.process.pid) == "T", "the process to stop")
             for number in range(100):
                 assert member.propose(put(b"k"), stream=round_number * 100 + number)
             member.process.send_signal(signal.SIGCONT)

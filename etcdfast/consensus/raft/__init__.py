@@ -1,6 +1,7 @@
 """Raft as a pure state machine: no sockets, clock, disk or random source but what is passed in."""
 
 from etcdfast.consensus.raft.core import (
+    ADD_NODE,
     CANDIDATE,
     FOLLOWER,
     LEADER,
@@ -17,6 +18,7 @@ from etcdfast.consensus.raft.core import (
 from etcdfast.consensus.raft.log import Log
 
 __all__ = [
+    "ADD_NODE",
     "CANDIDATE",
     "FOLLOWER",
     "LEADER",
