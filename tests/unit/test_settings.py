@@ -1,0 +1,357 @@
+"""Settings: every row as flag and as variable, etcd's messages, precedence, conflicts, help."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etcdfast.config import Config, values
+from etcdfast.config.checks import ConfigError, check_bootstrap
+from etcdfast.config.helptext import flags_text, shown_default
+from etcdfast.config.load import Answered, UsageError, load
+from etcdfast.config.settings import BY_NAME, NO_EFFECT, REFUSED, RETIRED, SERVED, SETTINGS, field_of, variable_of
+
+ROOT = Path(__file__).parents[2]
+
+
+class Notices:
+    def __init__(self):
+        self.lines = []
+
+    def info(self, message, **fields):
+        self.lines.append(("info", message, fields))
+
+    def warn(self, message, **fields):
+        self.lines.append(("warn", message, fields))
+
+
+def read(*arguments, **environ):
+    return load(arguments, environ, Notices())
+
+
+# A text for every row, and the value it must become.
+EXAMPLES = {
+    "name": ("m1", "m1"),
+    "data-dir": ("/d", "/d"),
+    "wal-dir": ("/w", "/w"),
+    "snapshot-count": ("0x10", 16),
+    "heartbeat-interval": ("50", 50),
+    "election-timeout": ("2000", 2000),
+    "listen-peer-urls": ("http://127.0.0.1:1", ("http://127.0.0.1:1",)),
+    "listen-client-urls": ("http://[::1]:2,http://127.0.0.1:1", ("http://127.0.0.1:1", "http://[::1]:2")),
+    "quota-backend-bytes": ("-1", -1),
+    "max-txn-ops": ("1024", 1024),
+    "max-request-bytes": ("1000", 1000),
+    "max-concurrent-streams": ("100", 100),
+    "grpc-keepalive-min-time": ("100ms", 0.1),
+    "grpc-keepalive-interval": ("1h30m", 5400.0),
+    "grpc-keepalive-timeout": ("0", 0.0),
+    "initial-advertise-peer-urls": ("http://h:1", ("http://h:1",)),
+    "initial-cluster": ("default=http://h:1", "default=http://h:1"),
+    "initial-cluster-state": ("existing", "existing"),
+    "initial-cluster-token": ("t", "t"),
+    "advertise-client-urls": ("http://h:1,http://h:1", ("http://h:1",)),
+    "logger": ("zap", "zap"),
+    "log-outputs": ("stderr,/tmp/x", ("/tmp/x", "stderr")),
+    "log-level": ("debug", "debug"),
+    "log-format": ("console", "console"),
+    "warning-apply-duration": ("1.5s", 1.5),
+    "warning-unary-request-duration": ("2us", 2e-6),
+    "compaction-batch-limit": ("7", 7),
+    "compaction-sleep-interval": ("1m", 60.0),
+    "backend-bbolt-freelist-type": ("array", "array"),
+    "backend-batch-interval": ("1s", 1.0),
+    "backend-batch-limit": ("5", 5),
+    "frontends": ("3", 3),
+}
+SERVED_NAMES = [setting.name for setting in SETTINGS if setting.status in (SERVED, NO_EFFECT)]
+REFUSED_EXAMPLES = {"unsafe-no-fsync": "true", "config-file": "/etc/etcd.yaml"}
+
+
+def partners(name):
+    """A setting that another one must come with."""
+    return ["--advertise-client-urls=http://h:1"] if name == "listen-client-urls" else []
+
+
+def test_every_row_has_an_example():
+    assert set(EXAMPLES) == set(SERVED_NAMES)
+    assert set(REFUSED_EXAMPLES) == {setting.name for setting in SETTINGS if setting.status == REFUSED}
+
+
+@pytest.mark.parametrize("name", SERVED_NAMES)
+@pytest.mark.parametrize("form", ["--{}={}", "-{}={}", "--{} {}", "-{} {}"])
+def test_a_row_as_flag(name, form):
+    text, value = EXAMPLES[name]
+    config = read(*form.format(name, text).split(" ", 1), *partners(name))
+    assert getattr(config, field_of(BY_NAME[name])) == value
+
+
+@pytest.mark.parametrize("name", SERVED_NAMES)
+def test_a_row_as_variable(name):
+    text, value = EXAMPLES[name]
+    config = read(*partners(name), **{variable_of(BY_NAME[name]): text})
+    assert getattr(config, field_of(BY_NAME[name])) == value
+
+
+@pytest.mark.parametrize("name", SERVED_NAMES)
+def test_a_row_as_flag_and_variable_is_a_conflict(name):
+    variable = variable_of(BY_NAME[name])
+    with pytest.raises(ConfigError, match=f"conflicting environment variable is shadowed .*: {variable}$"):
+        read(f"--{name}={EXAMPLES[name][0]}", *partners(name), **{variable: EXAMPLES[name][0]})
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_EXAMPLES))
+def test_what_would_be_wrong_to_ignore_is_refused(name):
+    for arguments, environ in (
+        ([f"--{name}={REFUSED_EXAMPLES[name]}"], {}),
+        ([], {variable_of(BY_NAME[name]): REFUSED_EXAMPLES[name]}),
+    ):
+        with pytest.raises(ConfigError, match=f"--{name} .*not supported"):
+            read(*arguments, **environ)
+
+
+def test_fsync_off_can_be_said_to_be_off():
+    assert read("--unsafe-no-fsync=false")
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in SETTINGS if setting.status == RETIRED])
+def test_retired_flags_are_ignored_with_a_warning(name):
+    notices = Notices()
+    load([f"--{name}"], {}, notices)
+    assert ("warn", "flag is no longer supported - ignoring", {"flag_name": name}) in notices.lines
+
+
+def test_defaults_are_etcds():
+    config = read()
+    assert config.data_dir == "default.etcd"
+    assert config.initial_cluster == "default=http://localhost:2380"
+    assert config.quota_bytes == 2 * 1024**3
+    assert (config.max_request_bytes, config.message_bytes_max) == (1572864, 2097152)
+    assert (config.snapshot_count, config.max_txn_ops, config.max_concurrent_streams) == (10000, 128, 2**32 - 1)
+    assert config.request_timeout_seconds == 7
+    assert config.wal_path == "default.etcd/member/wal"
+
+
+def test_what_follows_from_other_settings():
+    assert read("--name=abc").data_dir == "abc.etcd"
+    assert read("--name=abc").initial_cluster == "abc=http://localhost:2380"
+    own = read("--name=abc", "--initial-advertise-peer-urls=http://b:1,http://a:1")
+    assert own.initial_members == (("abc", ("http://a:1", "http://b:1")),)
+    # With the default name etcd leaves its built-in text alone.
+    assert read("--initial-advertise-peer-urls=http://a:1").initial_cluster == "default=http://localhost:2380"
+    assert read("--quota-backend-bytes=-5").quota_bytes == 0
+    assert read("--wal-dir=/w").wal_path == "/w"
+    assert read("--frontends=5").frontend_count == 5
+    assert read().frontend_count >= 1
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ("--nope", "flag provided but not defined: -nope"),
+        ("--snapshot-count", "flag needs an argument: -snapshot-count"),
+        ("--snapshot-count=x", 'invalid value "x" for flag -snapshot-count: parse error'),
+        ("--snapshot-count=-1", 'invalid value "-1" for flag -snapshot-count: parse error'),
+        ("--snapshot-count=", 'invalid value "" for flag -snapshot-count: parse error'),
+        ("--unsafe-no-fsync=maybe", 'invalid boolean value "maybe" for -unsafe-no-fsync: parse error'),
+        (
+            "--quota-backend-bytes=99999999999999999999",
+            'invalid value "99999999999999999999" for flag -quota-backend-bytes: value out of range',
+        ),
+        ("--initial-cluster-state=bad", 'invalid value "bad" for flag -initial-cluster-state: invalid value'),
+        ("--grpc-keepalive-min-time=5", 'invalid value "5" for flag -grpc-keepalive-min-time: parse error'),
+        ("---x", "bad flag syntax: ---x"),
+        ("-=x", "bad flag syntax: -=x"),
+        (
+            "--listen-client-urls=127.0.0.1:0",
+            'invalid value "127.0.0.1:0" for flag -listen-client-urls: '
+            'parse "127.0.0.1:0": first path segment in URL cannot contain colon',
+        ),
+        (
+            "--listen-client-urls=ftp://127.0.0.1:0",
+            'invalid value "ftp://127.0.0.1:0" for flag -listen-client-urls: '
+            "URL scheme must be http, https, unix, or unixs: ftp://127.0.0.1:0",
+        ),
+        (
+            "--listen-client-urls=http://127.0.0.1",
+            'invalid value "http://127.0.0.1" for flag -listen-client-urls: '
+            'URL address does not have the form "host:port": http://127.0.0.1',
+        ),
+        (
+            "--listen-client-urls=http://127.0.0.1:1/x",
+            'invalid value "http://127.0.0.1:1/x" for flag -listen-client-urls: '
+            "URL must not contain a path: http://127.0.0.1:1/x",
+        ),
+    ],
+)
+def test_flags_that_cannot_be_read(arguments, text):
+    with pytest.raises(UsageError) as caught:
+        read(arguments)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ("foo", '"foo" is not a valid flag'),
+        ("-- x", '"x" is not a valid flag'),
+        ("--name a b", '"b" is not a valid flag'),
+        (
+            "--listen-client-urls=http://example.com:2379 --advertise-client-urls=http://localhost:1",
+            "expected IP in URL for binding (http://example.com:2379)",
+        ),
+        ("--listen-peer-urls=http://:2380", "expected IP in URL for binding (http://:2380)"),
+        (
+            "--listen-client-urls=http://127.0.0.1:0",
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (
+            "--listen-client-urls=",
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (
+            "--advertise-client-urls=http://:1",
+            '--advertise-client-urls "http://:1" must be in the format "host:port", "unix:/path/to/socket" '
+            'or "unixs:/path/to/socket" (unexpected empty host (http://:1))',
+        ),
+        ("--heartbeat-interval=0", "--heartbeat-interval must be >0 (set to 0ms)"),
+        ("--election-timeout=0", "--election-timeout must be >0 (set to 0ms)"),
+        (
+            "--heartbeat-interval=500",
+            "--election-timeout[1000ms] should be at least as 5 times as --heartbeat-interval[500ms]",
+        ),
+        (
+            "--election-timeout=50001",
+            "--election-timeout[50001ms] is too long, and should be set less than 50000ms",
+        ),
+        ("--log-level=bad", 'unrecognized level: "bad"'),
+        ("--log-format=xml", "unknown log format: xml, supported values json, console"),
+        ("--logger=glog", 'unknown logger option "glog"'),
+        ("--max-request-bytes=1073741824", "--max-request-bytes must be at most 536870912 (set to 1073741824)"),
+        ("--frontends=65", "--frontends must be at most 64 (set to 65)"),
+        ("--grpc-keepalive-timeout=-1s", "--grpc-keepalive-timeout must not be negative"),
+    ],
+)
+def test_settings_that_cannot_be_used(arguments, text):
+    with pytest.raises(ConfigError) as caught:
+        read(*arguments.split())
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ("--initial-cluster=", "initial cluster unset and no discovery endpoints found"),
+        ("--name=a --initial-cluster=b=http://h:1", 'couldn\'t find local name "a" in the initial cluster configuration'),
+        (
+            "--name=a --initial-cluster=a=http://h:1,a=http://localhost:2380",
+            "--initial-cluster has a=http://h:1 but missing from --initial-advertise-peer-urls=http://localhost:2380",
+        ),
+        (
+            "--name=a --initial-cluster=a=http://h:1 --initial-advertise-peer-urls=http://h:1,http://h:2",
+            "--initial-advertise-peer-urls has http://h:2 but missing from --initial-cluster=a=http://h:1,a=http://h:2",
+        ),
+        (
+            "--initial-cluster=default=http://localhost:2380,b=http://localhost:2380",
+            "initial cluster default=http://localhost:2380,b=http://localhost:2380 has duplicate url",
+        ),
+    ],
+)
+def test_a_first_start_that_cannot_be(arguments, text):
+    with pytest.raises(ConfigError) as caught:
+        check_bootstrap(read(*arguments.split()))
+    assert str(caught.value) == text
+
+
+def test_variables():
+    notices = Notices()
+    config = load([], {"ETCD_NAME": "q", "ETCD_FOO": "1", "OTHER": "x", "ETCD_WAL_DIR": ""}, notices)
+    assert (config.name, config.wal_dir) == ("q", "")
+    used = {"variable_name": "ETCD_NAME", "variable_value": "q"}
+    assert ("info", "recognized and used environment variable", used) in notices.lines
+    assert ("warn", "unrecognized environment variable", {"environment_variable": "ETCD_FOO"}) in notices.lines
+    with pytest.raises(ConfigError, match='^invalid value "zz" for ETCD_SNAPSHOT_COUNT: parse error$'):
+        read(ETCD_SNAPSHOT_COUNT="zz")
+
+
+def test_the_last_of_equal_flags_counts():
+    assert read("--name=a", "--name=b").name == "b"
+
+
+def test_a_config_travels_as_json():
+    config = read("--listen-client-urls=http://127.0.0.1:1", "--advertise-client-urls=http://h:1", "--name=ä")
+    assert Config.from_plain(json.loads(json.dumps(config.to_plain()))) == config
+
+
+def test_help_shows_every_served_row():
+    text = flags_text()
+    for setting in SETTINGS:
+        shown = f"  --{setting.name} '{shown_default(setting)}'\n"
+        assert (shown in text) == (setting.status in (SERVED, NO_EFFECT))
+    for question in ("--help", "-h", "-help"):
+        with pytest.raises(Answered) as caught:
+            read("--name=x", question)
+        assert text in str(caught.value)
+
+
+def run(*arguments, **environ):
+    return subprocess.run(
+        [sys.executable, "-m", "etcdfast", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+
+
+def test_the_command_itself():
+    version = run("--version")
+    assert (version.returncode, version.stderr) == (0, "")
+    assert version.stdout.startswith("etcd Version: 3.7.1\netcdfast Version: 0.1.0\n")
+    assert run("--help").returncode == 0
+    wrong_flag = run("--nope")
+    assert (wrong_flag.returncode, wrong_flag.stdout) == (2, "")
+    assert wrong_flag.stderr.startswith("flag provided but not defined: -nope\nUsage:\n")
+    for shown in (run("--heartbeat-interval=0"), run("--name=a", ETCD_NAME="b"), run("--log-outputs=/nowhere/x")):
+        assert (shown.returncode, shown.stdout) == (1, "")
+        last = json.loads(shown.stderr.splitlines()[-1])
+        assert (last["level"], last["msg"]) == ("fatal", "failed to verify flags")
+        assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [("0", 0), ("1h", 3600), ("1.5s", 1.5), ("-2m", -120), ("+1s", 1), ("1h2m3s4ms5us6ns", 3723.004005006), (".5s", 0.5)],
+)
+def test_durations(text, seconds):
+    assert values.duration(text) == pytest.approx(seconds, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "1x", "1s2", "1..5s", "--1s", ".s", "1 s", "9223372037s"])
+def test_durations_that_are_none(text):
+    with pytest.raises(ValueError, match="parse error"):
+        values.duration(text)
+
+
+@given(st.integers(-(10**15), 10**15).map(lambda us: us / 1e6))
+def test_a_duration_printed_is_read_back(seconds):
+    assert values.duration(values.format_duration(seconds)) == pytest.approx(seconds, rel=1e-8, abs=1e-9)
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0s"), (7200, "2h0m0s"), (0.1, "100ms"), (90.5, "1m30.5s"), (2e-6, "2µs")])
+def test_durations_are_printed_as_go_prints_them(seconds, text):
+    assert values.format_duration(seconds) == text
+
+
+@pytest.mark.parametrize("text, value", [("0", 0), ("010", 8), ("0b11", 3), ("0o17", 15), ("1_000", 1000), ("0xfF", 255)])
+def test_numbers_have_gos_bases(text, value):
+    assert values.uint(text) == value
+
+
+@given(st.text(max_size=40))
+def test_no_text_breaks_a_parser(text):
+    for setting in SETTINGS:
+        try:
+            setting.kind.parse(text)
+        except ValueError as err:
+            assert str(err)
