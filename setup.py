@@ -38,6 +38,7 @@ EXTENSIONS = {
     "mvcc": [],  # key-value state of apply: changes to index and RocksDB batch
     "rangeread": [],  # KV.Range: sorted, filtered, in slices
     "kvops": [],  # Put, DeleteRange, Txn on the MVCC state
+    "longread": [],  # answers larger than a ring record: slices, credit
     "applyloop": [],  # the turn of the apply process: rings in, answers out
     "loadgen": ["nghttp2"],  # HTTP/2 load generator of etcdfast-bench
 }

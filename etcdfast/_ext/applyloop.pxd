@@ -1,0 +1,93 @@
+"""The turn of the apply process: committed entries in, one RocksDB batch, answers, then reads.
+
+One turn: take what is committed (bounded), apply it to index and batch, write the batch, only then
+answer, then reads, calls, a slice of long reads, a step of compaction. Nothing here decides anything by
+the clock but how long a slice is and when housekeeping is due.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from etcdfast._ext.kvops cimport KvOps
+from etcdfast._ext.kvreq cimport bytes_view
+from etcdfast._ext.mvcc cimport Mvcc
+from etcdfast._ext.longread cimport LongAnswer, asker
+from etcdfast._ext.outbuf cimport outbuf
+from etcdfast._ext.ring cimport Ring, StatusPage, ipc_record, ring_view
+
+cdef enum:
+    TURN_RECORDS_MAX = 4096
+    TURN_BYTES_MAX = 4194304
+    TURN_ANSWER_BYTES_MAX = 2097152   # more answers than this end the turn's intake
+    FRONTENDS_MAX = 64
+    STREAMS_MAX = 2048                # long answers under way; more are refused
+    CALLS_MAX = 64                    # sliced cold calls under way; more are refused
+    CANCELS_MAX = 4096                # cancelled streams whose read may still come through consensus
+    SLICE_NS = 1000000                # of long reads per turn
+    HELD_BYTES_MAX = 268435456        # of long answers made whole; more are refused
+
+
+cdef class ApplyLoop:
+    cdef readonly Mvcc mvcc
+    cdef readonly KvOps ops
+    cdef object cold            # ColdPath, after start
+    cdef object meta_batch      # put and delete for cold entries
+    cdef object compactor
+    cdef object housekeeper     # callable(now_ns), at least every housekeeping_ns
+    cdef int64_t housekeeping_ns
+    cdef int64_t housekeeping_due
+    cdef list rings             # keeps the Ring objects alive
+    cdef ring_view *ca
+    cdef ring_view *fa[FRONTENDS_MAX]
+    cdef ring_view *af[FRONTENDS_MAX]
+    cdef int frontends
+    cdef void *own_page
+    cdef void *consensus_page
+    cdef object pages
+    cdef int doorbell
+    cdef int epoll
+    cdef int life
+    cdef int wake
+    cdef readonly uint64_t applied_index
+    cdef readonly uint64_t applied_term
+    cdef readonly uint64_t stored_index   # of the applied record last written
+    cdef readonly uint64_t turns
+    cdef uint64_t turns_kept    # the turn after the last housekeeping
+    cdef readonly bint ready
+    cdef public bint stopping
+    cdef outbuf answer          # the one being made
+    cdef outbuf outbox          # ipc_records of the turn, in order
+    cdef ipc_record *reads[TURN_RECORDS_MAX]
+    cdef int reads_count
+    cdef dict streams           # (frontend, slot, generation, stream) -> LongAnswer
+    cdef object runnable        # deque of those with something to do, in turn
+    cdef list calls             # [(generator, asker as bytes)]
+    cdef int64_t held_bytes     # of answers made whole
+    cdef dict cancels           # keys as of streams, oldest first
+    cdef dict pins              # revision -> how many hold it
+
+    cdef int turn(self) except -1
+    cdef int take_committed(self) except -1
+    cdef int apply_entry(self, ipc_record *r) except -1
+    cdef int apply_cold(self, ipc_record *r) except -1
+    cdef int apply_compact(self, const bytes_view *message, ipc_record *r) except -1
+    cdef int finish_batch(self) except -1
+    cdef int run_reads(self) except -1
+    cdef int run_read(self, ipc_record *r) except -1
+    cdef int start_range(self, const bytes_view *message, ipc_record *r) except -1
+    cdef int reply_cold(self, const asker *who, made) except -1
+    cdef int take_calls(self) except -1
+    cdef int take_call(self, ipc_record *r) except -1
+    cdef int run_calls(self) except -1
+    cdef int run_streams(self) except -1
+    cdef int start_stream(self, LongAnswer stream) except -1
+    cdef int end_stream(self, LongAnswer stream) except -1
+    # Answer with what is in self.answer, or with an error.
+    cdef int reply(self, const asker *who, int status) except -1
+    # Append a record to the outbox.
+    cdef int post(self, const asker *who, int kind, int status, const void *data, uint64_t size) except -1
+    # Bring the outbox into the rings; waits for room.
+    cdef int deliver(self) except -1
+    cdef int wait_room(self, ring_view *ring, uint32_t length) except -1
+    cdef int wait_events(self, int timeout_ms) except -1
+    cdef void publish(self) noexcept nogil
+    cdef int sleep(self) except -1

@@ -1,0 +1,51 @@
+"""Put, DeleteRange and Txn executed on the MVCC state, answers encoded as they are made.
+
+Every function takes the request's bytes (in a ring or anywhere) and appends the whole response message
+to `out`. It returns an ERR_ id; with an error nothing was changed and `out` holds rubbish to drop.
+Sources: reference/formats.md 9.1 and 9.3; the order of checks is that of etcd's applier.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from etcdfast._ext.kvenc cimport header_ids
+from etcdfast._ext.kvreq cimport bytes_view, compare_op, delete_request, put_request, range_request
+from etcdfast._ext.mvcc cimport Mvcc
+from etcdfast._ext.outbuf cimport outbuf
+
+cdef enum:
+    ALARM_NOSPACE = 1
+    ALARM_CORRUPT = 2
+
+cdef enum:
+    OPS_FAILED = -1      # a Python exception is set
+    OPS_MALFORMED = -2   # the request is no protobuf of its type
+
+
+cdef class KvOps:
+    cdef readonly Mvcc mvcc
+    cdef header_ids ids          # of the ResponseHeader; kept up to date by the loop
+    cdef public int alarms       # ALARM_* bits
+    cdef outbuf path             # which branch each transaction reached takes, one byte each
+    cdef uint64_t path_at        # next of those bytes
+
+    # ERR_ id, or OPS_*.
+    cdef int put(self, const bytes_view *message, outbuf *out) except OPS_FAILED
+    cdef int delete_range(self, const bytes_view *message, outbuf *out) except OPS_FAILED
+    cdef int txn(self, const bytes_view *message, bint read_only, outbuf *out) except OPS_FAILED
+    cdef void header(self, outbuf *out, int64_t revision) noexcept nogil
+
+    cdef bint lease_exists(self, int64_t lease) noexcept
+    cdef int do_put(self, const put_request *r, outbuf *out, bint nested) except OPS_FAILED
+    cdef int do_delete(self, const delete_request *r, outbuf *out, bint nested) except OPS_FAILED
+    cdef int do_range(self, const range_request *r, outbuf *out) except OPS_FAILED
+    cdef int put_previous(self, const delete_request *r, outbuf *out) except OPS_FAILED
+    cdef int next_keys(
+        self, const bytes_view *key, const bytes_view *end, bytes resume, void *found, void *scan
+    ) except OPS_FAILED
+    cdef void nested_header(self, outbuf *out, int64_t revision) noexcept nogil
+    cdef int choose(self, const bytes_view *message, int depth) except OPS_FAILED
+    cdef int check(self, const bytes_view *message, int op) except OPS_FAILED
+    cdef int check_op(self, int op, const bytes_view *inner) except OPS_FAILED
+    cdef int execute(self, const bytes_view *message, outbuf *out, uint64_t top) except OPS_FAILED
+    cdef int holds(self, const compare_op *c) except OPS_FAILED
+    cdef bint has_put(self, const bytes_view *message) noexcept nogil

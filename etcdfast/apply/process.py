@@ -1,0 +1,131 @@
+"""The apply process put together: store, index, loop, cold path; start and stop."""
+
+import ctypes
+import gc
+import os
+import signal
+import time
+
+from etcdfast import log
+from etcdfast._ext import ring
+from etcdfast._ext.applyloop import ApplyLoop
+from etcdfast._ext.kvops import KvOps
+from etcdfast._ext.mvcc import Mvcc
+from etcdfast.apply.cold import ColdPath
+from etcdfast.apply.compaction import Compactor
+from etcdfast.apply.engine import Engine
+from etcdfast.apply.housekeeping import INTERVAL_NS, Housekeeper
+from etcdfast.apply.store import FLUSH_BYTES, MetaBatch, Store
+
+_WORDS = ring.APPLY_WORDS
+# mallopt(3) parameters
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+class Process:
+    """`store_path`: the RocksDB folder; `fds`: rings and status pages by name, as booting gives them.
+
+    open() publishes the applied index; load() rebuilds the index and connects the rings; run() serves.
+    Errors: StoreError, StoreCorrupt, and those of ApplyLoop.run.
+    """
+
+    def __init__(self, store_path, rings, doorbells, status, doorbell, frontends, life_fd, wake_fd, config):
+        self._store_path = store_path
+        self._rings = rings
+        self._doorbells = doorbells
+        self._doorbell = doorbell
+        self._frontends = frontends
+        self._life_fd = life_fd
+        self._wake_fd = wake_fd
+        self._config = config
+        self.page = ring.StatusPage(status["apply"])
+        self.consensus_page = ring.StatusPage(status["consensus"])
+        self.store = self.mvcc = self.loop = self.engine = None
+
+    def open(self):
+        tune_malloc()
+        self.store = Store(self._store_path)
+        self._revision, index, term = self.store.applied()
+        self._applied = index, term
+        page = self.page
+        page[_WORDS["applied_term"]] = term
+        page[_WORDS["applied_index"]] = index
+        page[_WORDS["flushed_index"]] = index
+        page[_WORDS["quota_bytes"]] = self._config.quota_bytes
+        page[_WORDS["opened"]] = 1
+        os.eventfd_write(self._doorbells["consensus"], 1)
+
+    def load(self):
+        started = time.monotonic()
+        store = self.store
+        mvcc = self.mvcc = Mvcc(store.read, store.new_batch, store.write)
+        gc.disable()  # a million short-lived tuples are no garbage cycles
+        records = mvcc.load(store.records(), store.meta, store.meta_revisions)
+        gc.enable()
+        meta_batch = MetaBatch(store, mvcc)
+        compactor = Compactor(store, mvcc)
+        compacted = compactor.resume(store.meta)
+        mvcc.set_compacted(compacted)
+        mvcc.raise_current(compacted)
+        housekeeper = Housekeeper(
+            store, self.page, FLUSH_BYTES, self._config.snapshot_count, lambda: os.eventfd_write(self._doorbell, 1)
+        )
+        loop = self.loop = ApplyLoop(KvOps(mvcc), meta_batch, compactor, housekeeper, INTERVAL_NS)
+        loop.start_at(*self._applied)
+        compactor.attach(loop)
+        housekeeper.attach(loop)
+        rings, bells = self._rings, self._doorbells
+        loop.connect(
+            ring.Ring(rings["ca"], bells["consensus"]),
+            [ring.Ring(rings[f"f{i}a"], bells[f"frontend{i}"]) for i in range(self._frontends)],
+            [ring.Ring(rings[f"af{i}"], bells[f"frontend{i}"]) for i in range(self._frontends)],
+            self.page,
+            self.consensus_page,
+            self._doorbell,
+            self._life_fd,
+            self._wake_fd,
+        )
+        self.engine = Engine(loop, store, housekeeper, self.page, self.consensus_page)
+        loop.attach_cold(ColdPath(self.engine, self._config.quota_bytes))
+        log.info(
+            "loaded the key-value store",
+            revisions=records,
+            current_revision=mvcc.current,
+            compacted_revision=mvcc.compacted,
+            applied_index=self._applied[0],
+            took_seconds=round(time.monotonic() - started, 3),
+        )
+
+    def run(self):
+        gc.collect()
+        gc.freeze()
+        self.loop.run()
+
+    def close(self):
+        """Everything applied is in RocksDB's files when this returns."""
+        self.loop.store_applied()
+        index = self.loop.stored_index
+        self.store.close()
+        self.page[_WORDS["flushed_index"]] = index
+
+
+def catch_sigterm(stop):
+    """A pipe that becomes readable at SIGTERM, when `stop` is called as well. Returns its read end."""
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGTERM, lambda number, frame: stop())
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    return read_fd
+
+
+def tune_malloc():
+    """Memtables and answers come and go by the megabyte: let the system have them back.
+
+    Without this glibc raises its mmap threshold to the largest block freed and keeps the heap's top.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1024 * 1024)
+        libc.mallopt(_M_ARENA_MAX, 2)
+    except (OSError, AttributeError):
+        pass  # another C library has other habits

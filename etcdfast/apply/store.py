@@ -1,0 +1,234 @@
+"""The store of the apply process: RocksDB through rocksdict, and what is kept beside it in memory.
+
+Layout: one ascending stream of keys, all beginning with b"k" + BE64 main revision, then
+    b"_" + BE64 sub            a revision: mvccpb.KeyValue, byte for byte what etcd stores
+    b"_" + BE64 sub + b"t"     a tombstone
+    0xfe + bucket byte + key   the value of another bucket's key (apply/buckets.py), each key once
+    0xff                       applied record: raft index and term up to which the store goes
+New keys are always the highest, so RocksDB moves its files down the levels without rewriting them; only
+compaction of old revisions makes it work. Other buckets are small and live in `meta`; what the stream
+holds of them is how they come back after a restart.
+
+Source: reference/formats.md section 6, reference/anchors.md section 4 (what rocksdict cannot do).
+"""
+
+import bisect
+import os
+import threading
+
+import rocksdict
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
+
+from etcdfast._ext.mvcc import StoreCorrupt, parse_applied
+from etcdfast.apply import buckets
+
+MIB = 1 << 20
+
+# A flush by ourselves comes first; RocksDB's own limit only catches a turn that writes very much at once.
+FLUSH_BYTES = 24 * MIB
+WRITE_BUFFER_BYTES = 40 * MIB
+BLOCK_CACHE_BYTES = 24 * MIB
+
+
+class StoreError(Exception):
+    """RocksDB cannot be opened, written or flushed; one line."""
+
+
+class Store:
+    """The open store. `meta` holds the other buckets: prefixed key -> value.
+
+    Errors: StoreError; StoreCorrupt when what is on disk is not what this program writes.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._options = _options()
+        try:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            self.db = Rdict(path, self._options)
+        except Exception as err:
+            raise StoreError(f"cannot open the store {path}: {_one_line(err)}") from err
+        self._write_options = WriteOptions()
+        self._write_options.disable_wal = True
+        self.meta = {}
+        self.meta_revisions = {}  # key -> revision it is stored at
+        self._meta_keys = None
+        self.flushing = None
+
+    # ---- hot path ----
+
+    @property
+    def read(self):
+        return self.db.get
+
+    @staticmethod
+    def new_batch():
+        return WriteBatch(raw_mode=True)
+
+    def write(self, batch):
+        try:
+            self.db.write(batch, self._write_options)
+        except Exception as err:
+            raise StoreError(f"cannot write to the store: {_one_line(err)}") from err
+
+    # ---- start ----
+
+    def applied(self):
+        """(current revision, index, term) of the applied record; (1, 0, 0) for a new store."""
+        last = self.db.iter()
+        last.seek_to_last()
+        if not last.valid():
+            last.status()
+            return 1, 0, 0
+        found = parse_applied(last.key(), last.value())
+        if found is None:
+            raise StoreCorrupt(f"store {self.path} does not end with an applied record")
+        return found
+
+    def records(self):
+        """(key, value) of the whole stream, in order."""
+        return self.db.items()
+
+    # ---- other buckets, as apply/cold.py sees them ----
+
+    def get(self, key):
+        return self.meta.get(key)
+
+    def scan(self, start, end):
+        """(key, value) pairs with start <= key < end at the time of the first one.
+
+        Bucket `key` comes from RocksDB with all that is in the stream (buckets.is_revision tells revisions
+        apart); other buckets come from memory. A range lies in one of the two.
+        """
+        if start[:1] == buckets.KEY:
+            return self._scan_stream(start, end)
+        if self._meta_keys is None:
+            self._meta_keys = sorted(self.meta)
+        keys = self._meta_keys
+        chosen = keys[bisect.bisect_left(keys, start) : bisect.bisect_left(keys, end)]
+        return iter([(key, self.meta[key]) for key in chosen])
+
+    def forget_order(self):
+        """The set of keys in `meta` changed."""
+        self._meta_keys = None
+
+    def _scan_stream(self, start, end):
+        for key, value in self.db.items(from_key=start):
+            if key >= end:
+                return
+            yield key, value
+
+    # ---- figures ----
+
+    def stored_bytes(self):
+        """Bytes on disk and in memtables: what counts against the quota."""
+        files = self.db.property_int_value("rocksdb.total-sst-files-size") or 0
+        return files + (self.db.property_int_value("rocksdb.cur-size-all-mem-tables") or 0)
+
+    def memtable_bytes(self):
+        return self.db.property_int_value("rocksdb.cur-size-active-mem-table") or 0
+
+    # ---- flush and compaction: the calls that let other threads run ----
+
+    def start_flush(self, done):
+        """Flush in a thread; `done(error or None)` is called there. False while one is under way."""
+        if self.flushing is not None:
+            return False
+
+        def work():
+            error = None
+            try:
+                self.db.flush(True)
+            except Exception as err:
+                error = StoreError(f"cannot flush the store: {_one_line(err)}")
+            self.flushing = None
+            done(error)
+
+        self.flushing = threading.Thread(target=work, name="flush", daemon=True)
+        self.flushing.start()
+        return True
+
+    def start_compaction(self):
+        """Let RocksDB give back the space of deleted records, in a thread."""
+
+        def work():
+            try:
+                self.db.compact_range(None, None)
+            except Exception:
+                return  # space comes back later; a broken disk shows itself on the next flush
+
+        threading.Thread(target=work, name="compact", daemon=True).start()
+
+    def close(self):
+        if self.flushing is not None:
+            self.flushing.join()
+        try:
+            self.db.flush(True)
+            self.db.close()
+        except Exception as err:
+            raise StoreError(f"cannot close the store: {_one_line(err)}") from err
+
+
+class MetaBatch:
+    """put and delete of other buckets: into the turn's batch and into memory."""
+
+    def __init__(self, store, mvcc):
+        self._store = store
+        self._mvcc = mvcc
+
+    def put(self, key, value):
+        store = self._store
+        self._mvcc.meta_put(key, value, store.meta_revisions.get(key, 0))
+        if key not in store.meta:
+            store.forget_order()
+        store.meta[key] = value
+        store.meta_revisions[key] = self._mvcc.current
+
+    def delete(self, key):
+        store = self._store
+        if key in store.meta:
+            self._mvcc.meta_delete(key, store.meta_revisions.pop(key))
+            del store.meta[key]
+            store.forget_order()
+
+
+def _options():
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(3)
+    options.set_max_background_jobs(2)
+    options.set_compression_type(DBCompressionType.none())
+    options.set_level_compaction_dynamic_level_bytes(False)
+    options.set_level_zero_file_num_compaction_trigger(4)
+    # Wide levels: a million keys of 300 bytes sit in the first one, moved there and never rewritten.
+    options.set_max_bytes_for_level_base(1024 * MIB)
+    options.set_target_file_size_base(64 * MIB)
+    options.set_max_open_files(512)
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(4 * MIB)
+    options.set_paranoid_checks(True)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    options.set_bytes_per_sync(MIB)
+    options.set_allow_concurrent_memtable_write(False)
+    options.set_enable_write_thread_adaptive_yield(False)
+    options.set_skip_stats_update_on_db_open(True)
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(BLOCK_CACHE_BYTES))
+    table.set_block_size(4096)
+    table.set_format_version(5)
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    table.set_index_block_restart_interval(16)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+def _one_line(err):
+    return " ".join(str(err).split()) or type(err).__name__
+
+
+def version():
+    """The RocksDB binding in use, for the log."""
+    return getattr(rocksdict, "__version__", "unknown")
