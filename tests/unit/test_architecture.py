@@ -118,7 +118,10 @@ def modules_loaded_by(*names):
 
 def test_the_supervisor_starts_without_heavy_modules():
     loaded = modules_loaded_by(
-        "etcdfast.supervisor.main", "etcdfast.supervisor.member", "etcdfast.supervisor.listeners", "etcdfast.config.load"
+        "etcdfast.supervisor.main",
+        "etcdfast.supervisor.member",
+        "etcdfast.supervisor.listeners",
+        "etcdfast.config.load",
     )
     heavy = {"grpc", "google", "google.protobuf", "numpy", "asyncio", "subprocess", "typing", "dataclasses", "logging"}
     assert not loaded & heavy

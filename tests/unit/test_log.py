@@ -46,7 +46,9 @@ def test_console_form(written):
     assert second.split("\t")[3:] == ["plain"]
 
 
-@pytest.mark.parametrize("level, shown", [("debug", 5), ("info", 4), ("WARN", 3), ("error", 2), ("fatal", 1), ("panic", 1)])
+@pytest.mark.parametrize(
+    "level, shown", [("debug", 5), ("info", 4), ("WARN", 3), ("error", 2), ("fatal", 1), ("panic", 1)]
+)
 def test_levels(written, level, shown):
     lines = written(level)
     for write in (log.debug, log.info, log.warn, log.error, log.fatal):

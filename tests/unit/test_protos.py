@@ -13,9 +13,18 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from etcdfast.api import rpcs
 from etcdfast.api.grpc_stubs import Client
-from etcdfast.api.pb import etcdserver_pb2, kv_pb2, lease_pb2, membership_pb2, raft_internal_pb2, raft_pb2, record_pb2
+from etcdfast.api.pb import (
+    etcdserver_pb2,
+    kv_pb2,
+    lease_pb2,
+    membership_pb2,
+    raft_internal_pb2,
+    raft_pb2,
+    record_pb2,
+    v3election_pb2,
+    v3lock_pb2,
+)
 from etcdfast.api.pb import rpc_pb2 as pb
-from etcdfast.api.pb import v3election_pb2, v3lock_pb2
 from tests.harness import EtcdServer
 
 DEADLINE_SECONDS = 20
@@ -73,8 +82,8 @@ def test_kv(call):
     options = dict(
         sort_order=pb.RangeRequest.DESCEND, sort_target=pb.RangeRequest.VALUE, serializable=True, keys_only=True
     )
-    bounds = dict(min_mod_revision=1, max_mod_revision=9, min_create_revision=1, max_create_revision=9, revision=revision)
-    assert call("KV.Range", pb.RangeRequest(key=b"a", **options, **bounds)).kvs[0].value == b""
+    bounds = dict(min_mod_revision=1, max_mod_revision=9, min_create_revision=1, max_create_revision=9)
+    assert call("KV.Range", pb.RangeRequest(key=b"a", revision=revision, **options, **bounds)).kvs[0].value == b""
     assert call("KV.Range", pb.RangeRequest(key=b"a", count_only=True)).count == 1
     kept = call("KV.Put", put(b"a", b"", ignore_value=True, ignore_lease=True, prev_kv=True))
     assert kept.prev_kv.value == b"2"

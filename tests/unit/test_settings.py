@@ -246,7 +246,10 @@ def test_settings_that_cannot_be_used(arguments, text):
     "arguments, text",
     [
         ("--initial-cluster=", "initial cluster unset and no discovery endpoints found"),
-        ("--name=a --initial-cluster=b=http://h:1", 'couldn\'t find local name "a" in the initial cluster configuration'),
+        (
+            "--name=a --initial-cluster=b=http://h:1",
+            'couldn\'t find local name "a" in the initial cluster configuration',
+        ),
         (
             "--name=a --initial-cluster=a=http://h:1,a=http://localhost:2380",
             "--initial-cluster has a=http://h:1 but missing from --initial-advertise-peer-urls=http://localhost:2380",
@@ -321,7 +324,15 @@ def test_the_command_itself():
 
 @pytest.mark.parametrize(
     "text, seconds",
-    [("0", 0), ("1h", 3600), ("1.5s", 1.5), ("-2m", -120), ("+1s", 1), ("1h2m3s4ms5us6ns", 3723.004005006), (".5s", 0.5)],
+    [
+        ("0", 0),
+        ("1h", 3600),
+        ("1.5s", 1.5),
+        ("-2m", -120),
+        ("+1s", 1),
+        ("1h2m3s4ms5us6ns", 3723.004005006),
+        (".5s", 0.5),
+    ],
 )
 def test_durations(text, seconds):
     assert values.duration(text) == pytest.approx(seconds, abs=1e-12)
@@ -338,12 +349,16 @@ def test_a_duration_printed_is_read_back(seconds):
     assert values.duration(values.format_duration(seconds)) == pytest.approx(seconds, rel=1e-8, abs=1e-9)
 
 
-@pytest.mark.parametrize("seconds, text", [(0, "0s"), (7200, "2h0m0s"), (0.1, "100ms"), (90.5, "1m30.5s"), (2e-6, "2µs")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0, "0s"), (7200, "2h0m0s"), (0.1, "100ms"), (90.5, "1m30.5s"), (2e-6, "2µs")]
+)
 def test_durations_are_printed_as_go_prints_them(seconds, text):
     assert values.format_duration(seconds) == text
 
 
-@pytest.mark.parametrize("text, value", [("0", 0), ("010", 8), ("0b11", 3), ("0o17", 15), ("1_000", 1000), ("0xfF", 255)])
+@pytest.mark.parametrize(
+    "text, value", [("0", 0), ("010", 8), ("0b11", 3), ("0o17", 15), ("1_000", 1000), ("0xfF", 255)]
+)
 def test_numbers_have_gos_bases(text, value):
     assert values.uint(text) == value
 
