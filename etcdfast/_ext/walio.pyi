@@ -6,6 +6,7 @@ class WalFull(Exception): ...
 class WalError(Exception): ...
 
 class Wal:
+    spare_ready: bool
     done_fd: int
     durable_index: int
     last_index: int

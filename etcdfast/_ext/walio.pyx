@@ -505,6 +505,7 @@ cdef int flush(wal_t *wal) noexcept nogil:
     while True:
         code = wal_submit(wal)
         if code < 0:
+            wal_poll(wal)  # what became durable before the failure still counts
             return code
         if code == 0 and wal_idle(wal):
             break
@@ -733,6 +734,11 @@ cdef class Wal:
         cdef wal_counters counters
         wal_stats(self.wal, &counters)
         return counters
+
+    @property
+    def spare_ready(self):
+        """True when the next segment's file is prepared."""
+        return self.wal.files.spare_fd >= 0
 
     @property
     def done_fd(self):

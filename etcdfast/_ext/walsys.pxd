@@ -71,6 +71,11 @@ cdef extern from *:
         return errno == EINVAL ? flock(fd, LOCK_EX | LOCK_NB) : -1;
     }
 
+    static void walsys_write_out(int fd, int64_t offset, int64_t size) {
+        sync_file_range(fd, offset, size,
+                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    }
+
     static void *walsys_aligned(size_t bytes) {
         void *p = NULL;
         return posix_memalign(&p, 4096, bytes) == 0 ? p : NULL;
@@ -129,6 +134,7 @@ cdef extern from *:
     void walsys_ring(int fd) noexcept nogil
     void walsys_await_ring(int fd) noexcept nogil
     int walsys_lock(int fd) noexcept nogil
+    void walsys_write_out(int fd, int64_t offset, int64_t size) noexcept nogil
     void *walsys_aligned(size_t bytes) noexcept nogil
     int walsys_thread(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument, const char *name) noexcept nogil
     void walsys_background_io() noexcept nogil

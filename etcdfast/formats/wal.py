@@ -179,7 +179,9 @@ def _log(scan, older, wanted, snapshot, durable_index):
 # ---- opening for append ---------------------------------------------------------------------------
 
 
-def open_for_append(directory, snapshot=(0, 0), *, durable_index=0, segment_bytes=SEGMENT_BYTES, prewrite=True, faults=None, **settings):
+def open_for_append(
+    directory, snapshot=(0, 0), *, durable_index=0, segment_bytes=SEGMENT_BYTES, prewrite=True, faults=None, **settings
+):
     """(Log, Wal): lock and read the log, repair a torn tail once, and open its end.
 
     settings: of `_ext.walio.Wal` (buffer_bytes, max_wals, spin_seconds, record_bytes_max).
@@ -207,7 +209,9 @@ def open_for_append(directory, snapshot=(0, 0), *, durable_index=0, segment_byte
         rows = [(s.sequence, s.index, -1) for s in older]
         rows += [(s.sequence, s.index, fd) for s, fd in zip(wanted, descriptors, strict=True)]
         descriptors = []  # the Wal's from here on, also when it fails to start
-        return log, _wal(directory, rows, log.position, log.metadata, log.state, segment_bytes, prewrite, faults, settings)
+        return log, _wal(
+            directory, rows, log.position, log.metadata, log.state, segment_bytes, prewrite, faults, settings
+        )
     finally:
         for fd in descriptors:
             os.close(fd)
@@ -307,7 +311,9 @@ def create(directory, metadata, *, segment_bytes=SEGMENT_BYTES, prewrite=True, f
     head += frame
     frame, crc = walrec.encode_snapshot(crc, 0, 0)
     head += frame
-    fd = os.open(os.path.join(building, f"{0:016x}-{0:016x}.wal"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(
+        os.path.join(building, f"{0:016x}-{0:016x}.wal"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+    )
     try:
         _lock(fd, building)
         _preallocate(fd, 0, segment_bytes, prewrite)
@@ -321,7 +327,9 @@ def create(directory, metadata, *, segment_bytes=SEGMENT_BYTES, prewrite=True, f
     except BaseException:
         os.close(fd)
         raise
-    return _wal(directory, [(0, 0, fd)], (len(head), crc, 0, 0), metadata, (0, 0, 0), segment_bytes, prewrite, faults, settings)
+    return _wal(
+        directory, [(0, 0, fd)], (len(head), crc, 0, 0), metadata, (0, 0, 0), segment_bytes, prewrite, faults, settings
+    )
 
 
 if __name__ == "__main__":

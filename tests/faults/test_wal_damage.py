@@ -34,7 +34,9 @@ class Built:
             for size in sizes:
                 index += 1
                 # Zeros inside, as values have them: the torn-write test must not fall for those.
-                data = rng.randbytes(size) if size < 1500 else rng.randbytes(300) + bytes(size - 600) + rng.randbytes(300)
+                data = (
+                    rng.randbytes(size) if size < 1500 else rng.randbytes(300) + bytes(size - 600) + rng.randbytes(300)
+                )
                 log.append_entry(0, 3, index, data)
             log.append_state(3, 0x81, index)
             log.flush()

@@ -229,7 +229,9 @@ def test_written_commit_never_runs_ahead_of_the_disk(directory):
     log.append_snapshot(6, 2, CONF_STATE)
     log.close()
     frames = [f for f in walmodel.log(contents(directory))[0] if f.type in (walmodel.STATE, walmodel.SNAPSHOT)]
-    states = [(walmodel.HardState.FromString(f.data).commit if f.type == walmodel.STATE else "snapshot") for f in frames]
+    states = [
+        (walmodel.HardState.FromString(f.data).commit if f.type == walmodel.STATE else "snapshot") for f in frames
+    ]
     assert states == ["snapshot", 0, 5, 6, "snapshot"]
 
 
@@ -468,3 +470,16 @@ def test_closed_log_says_so(directory):
         with pytest.raises(WalError, match="closed"):
             call()
     log.release_to(5)
+
+
+def test_micro_benchmark_runs(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "bench/micro/wal.py", "--tiny", "--directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        cwd=os.getcwd(),
+    )
+    assert run.returncode == 0, run.stderr
+    assert "encode entry   256 B" in run.stdout

@@ -60,7 +60,9 @@ def frames(content, crc=0):
         else:
             crc = crc32c(crc, record.data)
             assert record.crc == crc, (at, "crc")
-        out.append(Frame(at, at + 8 + size + pad, record.type, record.crc, record.data if record.HasField("data") else None))
+        out.append(
+            Frame(at, at + 8 + size + pad, record.type, record.crc, record.data if record.HasField("data") else None)
+        )
         at += 8 + size + pad
     return out
 
