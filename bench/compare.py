@@ -45,11 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     commit = facts["commit"] + ("+changes" if facts["changed"] else "")
     print(
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['filesystem']}, "
-        f"fdatasync p50 {facts['fdatasync_us_p50']} us, commit {commit}"
+        f"fdatasync p50 {facts['fdatasync_us_p50']} us (p99 {facts['fdatasync_us_p99']} us), commit {commit}"
     )
     runs, failures = _run_all(args, root)
     for name, sides in runs.items():
-        print(table(BY_NAME[name], sides, runs))
+        print(table(BY_NAME[name], sides, runs, "etcd again" if args.self_test else "etcdfast"))
     for failure in failures:
         print(f"compare: {failure}", file=sys.stderr)
     if not args.no_history:
@@ -208,8 +208,8 @@ def bar_value(bar: Bar, sides: dict[str, list[dict | None]], runs: Runs) -> floa
     return statistics.median(own)
 
 
-def table(scenario: Scenario, sides: dict[str, list[dict | None]], runs: Runs) -> str:
-    rows = [("", "etcd 3.5.1", "etcdfast", "etcdfast / etcd")]
+def table(scenario: Scenario, sides: dict[str, list[dict | None]], runs: Runs, second: str = "etcdfast") -> str:
+    rows = [("", "etcd 3.5.1", second, f"{second} / etcd")]
     for figure in scenario.shown:
         columns = [_spread(_values(sides.get(side, []), figure)) for side in SIDES]
         rows.append((figure, *columns, _spread(_ratios(sides, figure))))
@@ -218,9 +218,11 @@ def table(scenario: Scenario, sides: dict[str, list[dict | None]], runs: Runs) -
     out += [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    errors = sum(sum(_values(sides.get(side, []), "errors")) for side in SIDES)
-    if errors:
-        out.append(f"  {errors:,.0f} requests failed")
+    for side in SIDES:
+        errors = sum(_values(sides.get(side, []), "errors"))
+        if errors:
+            answered = sum(_values(sides[side], "requests"))
+            out.append(f"  {side}: {errors:,.0f} requests failed beside {answered:,.0f} answered ones")
     for bar in scenario.bars:
         value = bar_value(bar, sides, runs)
         if value is None:

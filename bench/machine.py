@@ -26,7 +26,7 @@ def facts(directory: Path) -> dict:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "filesystem": filesystem(directory),
-        "fdatasync_us_p50": round(fdatasync_seconds(directory) * 1e6, 1),
+        **{f"fdatasync_us_p{p}": round(s * 1e6, 1) for p, s in fdatasync_percentiles(directory).items()},
         "python": platform.python_version(),
     }
 
@@ -55,8 +55,8 @@ def filesystem(directory: Path) -> str:
     return best.fstype if best else "unknown"
 
 
-def fdatasync_seconds(directory: Path, rounds: int = 200, block_bytes: int = 4096) -> float:
-    """Median of overwriting one block of a prepared file and fdatasync, as a WAL does it."""
+def fdatasync_percentiles(directory: Path, rounds: int = 200, block_bytes: int = 4096) -> dict[int, float]:
+    """Seconds of overwriting one block of a prepared file and fdatasync, as a WAL does it: p10, p50, p99."""
     path = directory / "fdatasync-probe"
     block = os.urandom(block_bytes)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -69,7 +69,8 @@ def fdatasync_seconds(directory: Path, rounds: int = 200, block_bytes: int = 409
             os.pwrite(fd, block, i * block_bytes)
             os.fdatasync(fd)
             times.append(time.perf_counter() - begin)
-        return statistics.median(times)
+        cuts = statistics.quantiles(times, n=100)
+        return {percent: cuts[percent - 1] for percent in (10, 50, 99)}
     finally:
         os.close(fd)
         path.unlink()

@@ -146,12 +146,12 @@ class Member:
         return Memory(pss, rss, anonymous)
 
     def settled_memory(self, deadline_seconds: float = 20.0) -> Memory:
-        """Memory once the member is at rest: less than 2% of a core used over half a second."""
+        """Memory once the member is at rest: less than 5% of a core used over half a second."""
         deadline = time.monotonic() + deadline_seconds
         while time.monotonic() < deadline:
             mark = self.cpu_seconds()
             time.sleep(0.5)
-            if self.cpu_seconds().since(mark) < 0.01:
+            if self.cpu_seconds().since(mark) < 0.025:
                 break
         return self.memory()
 

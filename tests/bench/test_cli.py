@@ -295,8 +295,8 @@ def test_server_restarted_under_load():
     with reference_server() as server:
         load = subprocess.Popen(
             command(
-                "put", "--endpoints", server.endpoint, "--total", "6000", "--rate", "3000", "--clients", "8", "--conns", "2",
-                "--dial-timeout", "20s", "--report-json", "-",
+                "put", "--endpoints", server.endpoint, "--total", "6000", "--rate", "3000", "--clients", "8",
+                "--conns", "2", "--dial-timeout", "20s", "--report-json", "-",
             ),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
