@@ -42,7 +42,7 @@ _TARGETS = set(pb.RangeRequest.SortTarget.values())
 _INVALID_ARGUMENT = 3
 
 
-def _ranges_of(request: Any) -> list[Any]:
+def ranges_of(request: Any) -> list[Any]:
     """Every RangeRequest in a Range or Txn request."""
     if isinstance(request, pb.RangeRequest):
         return [request]
@@ -53,7 +53,7 @@ def _ranges_of(request: Any) -> list[Any]:
             if kind == "request_range":
                 found.append(operation.request_range)
             elif kind == "request_txn":
-                found.extend(_ranges_of(operation.request_txn))
+                found.extend(ranges_of(operation.request_txn))
     return found
 
 
@@ -63,7 +63,7 @@ def _invalid_sort(exchange: Exchange, difference: Difference) -> bool:
     if exchange.right.code != _INVALID_ARGUMENT or exchange.right.text != "etcdserver: invalid sort option":
         return False
     # An empty key is refused first on both sides; then this difference does not arise at all.
-    return any(r.sort_order not in _ORDERS or r.sort_target not in _TARGETS for r in _ranges_of(exchange.request))
+    return any(r.sort_order not in _ORDERS or r.sort_target not in _TARGETS for r in ranges_of(exchange.request))
 
 
 def _hash_revision(exchange: Exchange, difference: Difference) -> bool:
