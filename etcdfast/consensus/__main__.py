@@ -5,8 +5,8 @@ import os
 import sys
 
 from etcdfast import log
-from etcdfast.consensus.process import DiskFailed, Process, ProcessFault, SupervisorGone
-from etcdfast.consensus.storage import StorageError
+from etcdfast.consensus.process import Process, ProcessFault, SupervisorGone
+from etcdfast.consensus.storage import DiskFailed, StorageError
 from etcdfast.ipc import boot as booting
 
 # Set by the fault tests alone: JSON of settings of formats.wal, such as {"faults": "fdatasync:3:EIO"}.

@@ -13,10 +13,11 @@ from etcdfast import log
 from etcdfast._ext import consensusloop as turns
 from etcdfast._ext.consensusloop import Loop
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, Ring, StatusPage
+from etcdfast._ext.walio import WalError
 from etcdfast.consensus import requests
 from etcdfast.consensus.raft import ADD_NODE, ROLE_NAMES, ConfChange, Raft, RaftConfig
 from etcdfast.consensus.snapshots import Snapshots
-from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, StorageError, open_member
+from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, StorageError, open_member
 from etcdfast.formats.raftpb import ConfState, decode_conf_change
 from etcdfast.version import CLUSTER_VERSION
 
@@ -26,10 +27,6 @@ SLOW_FSYNC_SECONDS = 1.0  # as etcd warns
 
 _FATAL = turns.WAL_BROKEN | turns.RING_BROKEN | turns.NO_MEMORY | turns.ENTRY_TOO_LARGE | turns.LIFE
 _RARE = _FATAL | turns.WAKE | turns.TICK | turns.CONF | turns.REACHED
-
-
-class DiskFailed(Exception):
-    """The write-ahead log or a snapshot file cannot be written; one line."""
 
 
 class ProcessFault(Exception):
@@ -353,7 +350,7 @@ class Process:
         try:
             self.opened.disk.append_state(raft.term, raft.vote, raft.commit)
             self.opened.disk.close()
-        except Exception as err:
+        except WalError as err:
             raise DiskFailed(str(err)) from None
 
 

@@ -12,6 +12,7 @@ from collections import namedtuple
 from etcdfast import log
 from etcdfast._ext.consensusloop import survey
 from etcdfast._ext.raftlog import RaftLog
+from etcdfast._ext.walio import WalError
 from etcdfast.consensus import requests
 from etcdfast.consensus.membership import Membership, MembershipError
 from etcdfast.consensus.raft import HardState
@@ -42,8 +43,12 @@ class StorageError(Exception):
         self.corrupt = corrupt
 
 
+class DiskFailed(Exception):
+    """The write-ahead log or a snapshot file cannot be written; one line."""
+
+
 def open_member(config, **wal_settings):
-    """Make or read the member's log. Errors: StorageError, OSError.
+    """Make or read the member's log. Errors: StorageError, DiskFailed, OSError.
 
     wal_settings go to formats.wal (segment_bytes, faults).
     """
@@ -58,6 +63,8 @@ def open_member(config, **wal_settings):
         if wal.exists(config.wal_path):
             return _read(config, snap_dir, wal_settings)
         return _create(config, wal_settings)
+    except WalError as err:
+        raise DiskFailed(str(err)) from None
     except wal.WalLocked as err:
         raise StorageError(str(err)) from None
     except (wal.WalProblem, MembershipError, RaftMessageError, snapfile.SnapFileError) as err:
