@@ -83,6 +83,7 @@ def main():
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     scale = 100 if options.tiny else 1
+    small = {"segment_bytes": 1_000_000} if options.tiny else {}
     base = tempfile.mkdtemp(prefix="wal-bench-", dir=options.directory)
     path = os.path.join(base, "wal")
     try:
@@ -96,11 +97,13 @@ def main():
         print(f"read 100,000 entries of 256 B: {replay_seconds(path, 100_000 // scale):.3f} s")
         for prewrite in (False, True):
             for size in (300, 20_000):
-                figures = batch_microseconds(path, size, 1000 // scale, prewrite=prewrite)
+                figures = batch_microseconds(path, size, 1000 // scale, prewrite=prewrite, **small)
                 show(f"batch {size} B, prewritten={prewrite}", figures)
-        show("batch 300 B, next segment being prepared", batch_microseconds(path, 300, 1000 // scale, busy=True))
+        show(
+            "batch 300 B, next segment being prepared", batch_microseconds(path, 300, 1000 // scale, busy=True, **small)
+        )
         for spin in (50e-6, 500e-6):
-            figures = batch_microseconds(path, 300, 1000 // scale, spin_seconds=spin)
+            figures = batch_microseconds(path, 300, 1000 // scale, spin_seconds=spin, **small)
             show(f"batch 300 B, disk thread spins {spin * 1e6:.0f} us", figures)
     finally:
         shutil.rmtree(base, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The log's directory while it is open: locked segments, the next one prepared ahead, old ones removed."""
 
-from libc.errno cimport EIO, ENOMEM, errno
+from libc.errno cimport EIO, ENOENT, ENOMEM, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -231,7 +231,7 @@ cdef void purge(walfiles_t *files) noexcept nogil:
         walfiles_name(name, files.segments[0].sequence, files.segments[0].index)
         pthread_mutex_unlock(&files.lock)
         fd = files.ops.openat(files.ops.context, files.directory, name, O_RDWR | O_CLOEXEC)
-        mine = fd < 0 or walsys_lock(fd) == 0
+        mine = errno == ENOENT if fd < 0 else walsys_lock(fd) == 0
         if mine and fd >= 0:
             mine = files.ops.unlinkat(files.ops.context, files.directory, name) == 0
         if fd >= 0:

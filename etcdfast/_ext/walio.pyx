@@ -507,10 +507,13 @@ cdef int flush(wal_t *wal) noexcept nogil:
         if code < 0:
             wal_poll(wal)  # what became durable before the failure still counts
             return code
-        if code == 0 and wal_idle(wal):
-            break
         wal_poll(wal)
-        walsys_await_ring(wal.done_fd)
+        if wal_idle(wal):
+            # Busy a moment ago and idle now: what is pending has yet to be handed over.
+            if wal.fill.end == wal.fill.head:
+                break
+        else:
+            walsys_await_ring(wal.done_fd)
     wal_poll(wal)
     return WAL_FAILED if load32(&wal.failed) else WAL_OK
 

@@ -58,6 +58,20 @@ def reopen(directory, **settings):
     return wal.open_for_append(directory, **{"segment_bytes": SMALL, "prewrite": False, **settings})
 
 
+def test_flush_leaves_nothing_behind(directory):
+    """Also when the disk finishes just as the flush looks: what was pending then has to go too."""
+    log = create(directory, segment_bytes=1 << 20)
+    index = 0
+    for _ in range(300):
+        log.append_entry(0, 1, index + 1, b"in flight")
+        log.submit()
+        log.append_entry(0, 1, index + 2, b"pending")
+        index += 2
+        log.flush()
+        assert (log.pending_bytes, log.durable_index) == (0, index)
+    log.close()
+
+
 def test_new_log_is_etcds_head(directory):
     create(directory).close()
     (content,) = contents(directory)
