@@ -14,9 +14,11 @@ CREDIT_BYTES = 262144
 Config = namedtuple("Config", "quota_bytes snapshot_count", defaults=(2 << 30, 10_000))
 MEMBER, CLUSTER, TERM = 0x8E9E05C52164694D, 0xCDF818194E3A8C32, 2
 
-RPC = {row.path.split("/")[-1]: row.id for row in rpcs.RPCS} if hasattr(rpcs, "RPCS") else {
-    path.split("/")[-1]: row.id for path, row in rpcs.BY_PATH.items()
-}
+RPC = (
+    {row.path.split("/")[-1]: row.id for row in rpcs.RPCS}
+    if hasattr(rpcs, "RPCS")
+    else {path.split("/")[-1]: row.id for path, row in rpcs.BY_PATH.items()}
+)
 FIELD = {"Put": "put", "DeleteRange": "delete_range", "Txn": "txn", "Compact": "compaction", "Alarm": "alarm"}
 RESPONSE = {
     "Put": rpc_pb2.PutResponse,
@@ -36,8 +38,9 @@ Answer = namedtuple("Answer", "status text message")
 class Rig:
     """`path`: folder of the store. Turns run when the test asks for them: `turn()`, `settle()`."""
 
-    def __init__(self, path, ring_bytes=1 << 22, config=Config()):
+    def __init__(self, path, ring_bytes=1 << 22, config=None):
         self.fds = []
+        config = config or Config()
         self.config = config
         self.path = str(path)
 
@@ -67,9 +70,7 @@ class Rig:
         self.ca = ring.Ring(fds["ca"], self.bells["apply"])
         self.f0a = ring.Ring(fds["f0a"], self.bells["apply"])
         self.af0 = ring.Ring(fds["af0"], self.bells["apply"])
-        self.process = Process(
-            self.path, fds, self.bells, status, self.bells["apply"], 1, life_read, -1, config
-        )
+        self.process = Process(self.path, fds, self.bells, status, self.bells["apply"], 1, life_read, -1, config)
         self.process.open()
         self.process.load()
         self.loop = self.process.loop
@@ -101,8 +102,15 @@ class Rig:
             self.log.append((entry_type, data))
         self.stream += 2
         assert self.ca.push(
-            KINDS["ENTRY"], data, method=entry_type, frontend=0 if asked else NOBODY, slot=7, generation=3,
-            stream=self.stream, index=index, term=term,
+            KINDS["ENTRY"],
+            data,
+            method=entry_type,
+            frontend=0 if asked else NOBODY,
+            slot=7,
+            generation=3,
+            stream=self.stream,
+            index=index,
+            term=term,
         ), "ca is full"
         return self.stream
 
@@ -113,7 +121,12 @@ class Rig:
     def read(self, method, request):
         self.stream += 2
         assert self.ca.push(
-            KINDS["READ"], request.SerializeToString(), method=RPC[method], frontend=0, slot=7, generation=3,
+            KINDS["READ"],
+            request.SerializeToString(),
+            method=RPC[method],
+            frontend=0,
+            slot=7,
+            generation=3,
             stream=self.stream,
         ), "ca is full"
         return self.stream
@@ -123,7 +136,12 @@ class Rig:
     def ask(self, method, request):
         self.stream += 2
         assert self.f0a.push(
-            KINDS["CALL"], request.SerializeToString(), method=RPC[method], frontend=0, slot=7, generation=3,
+            KINDS["CALL"],
+            request.SerializeToString(),
+            method=RPC[method],
+            frontend=0,
+            slot=7,
+            generation=3,
             stream=self.stream,
         ), "f0a is full"
         return self.stream
@@ -144,6 +162,13 @@ class Rig:
         found = []
         while (record := self.af0.pop()) is not None:
             found.append(record)
+        return found
+
+    def drain(self):
+        """As take, but only how many: for benchmarks."""
+        found = 0
+        while self.af0.pop() is not None:
+            found += 1
         return found
 
     def settle(self, limit=100_000):
