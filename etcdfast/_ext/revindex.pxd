@@ -59,12 +59,12 @@ cdef struct IndexStats:
     int64_t keys            # with any revision, dead ones included
     int64_t live_keys       # live now
     int64_t revisions
+    int64_t leaves          # of the tree; keys / leaves / 64 is how full they are
     int64_t used_bytes      # blocks in use, rounded up as the allocator does
     int64_t held_bytes      # memory taken from the system
 
 cdef class RevIndex:
     cdef Tree tree
-    cdef int64_t revisions
     cdef int64_t compact_rev    # 0: never compacted
     cdef bint compacting
     cdef char* cursor           # compaction goes on at the first key >= this

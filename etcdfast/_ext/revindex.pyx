@@ -101,7 +101,7 @@ cdef class RevIndex:
             if tree_insert(tree, &path, record) != 0:
                 record_free(&tree.arena, record)
                 return IDX_NO_MEMORY
-        self.revisions += 1
+        tree.revisions += 1
         out[0] = record
         return 0
 
@@ -408,7 +408,7 @@ cdef class RevIndex:
                 out[dropped].size = 0
                 out[dropped].is_tombstone = True
                 dropped += 1
-            self.revisions -= part
+            tree.revisions -= part
             if record_spilled(record) and part < record.link.history.length:
                 record_drop(&tree.arena, record, part, part == count)
                 leaf_mark(leaf, i)
@@ -481,7 +481,8 @@ cdef class RevIndex:
     cdef void stats(self, IndexStats* out) noexcept nogil:
         out.keys = self.tree.keys
         out.live_keys = self.tree.live_keys
-        out.revisions = self.revisions
+        out.revisions = self.tree.revisions
+        out.leaves = self.tree.leaves
         out.used_bytes = self.tree.arena.used_bytes + self.cursor_capacity
         out.held_bytes = self.tree.arena.held_bytes + self.cursor_capacity
 
@@ -492,7 +493,8 @@ cdef class RevIndex:
         self.tree.height = 0
         self.tree.keys = 0
         self.tree.live_keys = 0
-        self.revisions = 0
+        self.tree.revisions = 0
+        self.tree.leaves = 0
         self.compact_rev = 0
         self.compacting = False
         self._drop_cursor()
@@ -733,13 +735,14 @@ cdef class RevisionIndex:
         return held
 
     def stats(self):
-        """keys, live_keys, revisions (counts); used_bytes, held_bytes; height of the tree."""
+        """keys, live_keys, revisions, leaves (counts); used_bytes, held_bytes; height of the tree."""
         cdef IndexStats stats
         self.core.stats(&stats)
         return {
             "keys": stats.keys,
             "live_keys": stats.live_keys,
             "revisions": stats.revisions,
+            "leaves": stats.leaves,
             "used_bytes": stats.used_bytes,
             "held_bytes": stats.held_bytes,
             "height": self.core.tree.height,

@@ -13,7 +13,7 @@ Invariants (tree_verify checks them):
 - newest[i], and the leaf's own newest, are >= the newest revision of every record below.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from etcdfast._ext.revrecord cimport (
@@ -32,6 +32,7 @@ cdef enum:
     LEAF_KEYS = 64          # a uint64 bitmap covers a leaf
     INNER_CHILDREN = 64
     SPLIT_EDGE = 58         # keys that stay behind when a node grows at its end: ascending loads pack
+    SPLIT_RUN = 8           # so many inserts in a row make a sorted load, wherever in the leaf
     LEAF_MERGE_BELOW = 16
     LEAF_MERGED_MAX = 56    # a merged leaf keeps room, so that the next insert does not split it again
     INNER_MERGE_BELOW = 16
@@ -50,6 +51,9 @@ cdef struct Leaf:
     int64_t newest
     Leaf* next
     Leaf* prev
+    uint8_t last_insert     # position of the latest insert
+    uint8_t ascending       # how many inserts in a row each came right behind the one before
+    uint8_t descending      # ... right before it
     int32_t heads[LEAF_KEYS]
     Record* records[LEAF_KEYS]
 
@@ -70,6 +74,8 @@ cdef struct Tree:
     uint32_t height         # level of the root
     int64_t keys
     int64_t live_keys
+    int64_t revisions
+    int64_t leaves
 
 cdef struct Path:           # the way from the root to a key's place
     Inner* nodes[TREE_DEPTH_MAX]
@@ -137,6 +143,8 @@ cdef inline int leaf_search(Leaf* leaf, const char* key, uint32_t key_len, bint*
     cdef int count = leaf.count
     cdef int high, middle, i, order
     cdef Record* record
+    for i in range(0, count, 8):  # one cache line each: they arrive while the heads are searched
+        __builtin_prefetch(&leaf.records[i])
     for i in range(count):
         low += leaf.heads[i] < head
         equal += leaf.heads[i] == head
@@ -264,6 +272,29 @@ cdef inline uint64_t bits_remove(uint64_t bits, int position) noexcept nogil:
     return (bits & bits_below(position)) | ((bits >> 1) & ~bits_below(position))
 
 
+cdef inline void leaf_forget_run(Leaf* leaf) noexcept nogil:
+    leaf.last_insert = 0
+    leaf.ascending = 0
+    leaf.descending = 0
+
+
+cdef inline int leaf_cut(Leaf* leaf, int position) noexcept nogil:
+    """How many records of a full leaf stay in it when one more goes to a position.
+
+    A sorted load leaves full leaves behind; in the middle of the key space its place is where the
+    run of inserts is, not the end of the leaf.
+    """
+    if position == LEAF_KEYS:
+        return SPLIT_EDGE
+    if position == 0:
+        return LEAF_KEYS - SPLIT_EDGE
+    if leaf.ascending >= SPLIT_RUN and position == leaf.last_insert + 1:
+        return position
+    if leaf.descending >= SPLIT_RUN and position == leaf.last_insert:
+        return position
+    return LEAF_KEYS // 2
+
+
 cdef inline void leaf_insert(Leaf* leaf, int position, Record* record) noexcept nogil:
     cdef int moved = leaf.count - position
     memmove(&leaf.heads[position + 1], &leaf.heads[position], moved * sizeof(int32_t))
@@ -271,6 +302,9 @@ cdef inline void leaf_insert(Leaf* leaf, int position, Record* record) noexcept 
     leaf.heads[position] = key_head(record_key(record), record_key_len(record), leaf.shared_len)
     leaf.records[position] = record
     leaf.count += 1
+    leaf.ascending = leaf.ascending + (leaf.ascending < 255) if position == leaf.last_insert + 1 else 0
+    leaf.descending = leaf.descending + (leaf.descending < 255) if position == leaf.last_insert else 0
+    leaf.last_insert = <uint8_t>position
     leaf.live = bits_insert(leaf.live, position)
     leaf.deep = bits_insert(leaf.deep, position)
     leaf_mark(leaf, position)
@@ -281,6 +315,7 @@ cdef inline void leaf_remove(Leaf* leaf, int position) noexcept nogil:
     memmove(&leaf.heads[position], &leaf.heads[position + 1], moved * sizeof(int32_t))
     memmove(&leaf.records[position], &leaf.records[position + 1], moved * sizeof(void*))
     leaf.count -= 1
+    leaf_forget_run(leaf)
     leaf.live = bits_remove(leaf.live, position)
     leaf.deep = bits_remove(leaf.deep, position)
 
@@ -398,6 +433,8 @@ cdef inline void leaf_split(Leaf* leaf, Leaf* right, int cut) noexcept nogil:
     leaf.count = <uint16_t>cut
     leaf.live &= bits_below(cut)
     leaf.deep &= bits_below(cut)
+    leaf_forget_run(leaf)
+    leaf_forget_run(right)
     right.next = leaf.next
     right.prev = leaf
     leaf.next = right
@@ -418,9 +455,11 @@ cdef inline int tree_plant(Tree* tree) noexcept nogil:
     leaf.newest = 0
     leaf.next = NULL
     leaf.prev = NULL
+    leaf_forget_run(leaf)
     tree.root = leaf
     tree.first = leaf
     tree.height = 0
+    tree.leaves = 1
     return 0
 
 
@@ -438,17 +477,13 @@ cdef inline int tree_split(Tree* tree, Path* path, const char* key, uint32_t key
     cdef Inner* node
     cdef Inner* sibling
     cdef void* child
-    cdef int cut = LEAF_KEYS // 2
+    cdef int cut = leaf_cut(leaf, path.position)
     cdef int needed = 0
     cdef int level, index, got
     cdef int64_t live, newest, total
     cdef uint32_t low_shared = 0
     cdef uint32_t high_shared = 0
 
-    if path.position == LEAF_KEYS:
-        cut = SPLIT_EDGE
-    elif path.position == 0:
-        cut = LEAF_KEYS - SPLIT_EDGE
     while needed < path.depth and path.nodes[needed].count == INNER_CHILDREN:
         needed += 1
     if needed == path.depth:
@@ -472,6 +507,7 @@ cdef inline int tree_split(Tree* tree, Path* path, const char* key, uint32_t key
             return -1
 
     leaf_split(leaf, right, cut)
+    tree.leaves += 1
     if path.low != NULL:
         low_shared = key_shared(
             separator_bytes(path.low), path.low.length, separator_bytes(separator), separator.length
@@ -554,9 +590,11 @@ cdef inline void leaf_merge(Tree* tree, Inner* parent, int index) noexcept nogil
         left.newest = right.newest
     if stale:
         leaf_heads(left, shared)
+    leaf_forget_run(left)
     left.next = right.next
     if left.next != NULL:
         left.next.prev = left
+    tree.leaves -= 1
     arena_free(&tree.arena, right, sizeof(Leaf))
     separator_free(&tree.arena, parent.seps[index])
     inner_remove(parent, index)
