@@ -33,7 +33,9 @@ EXTENSIONS = {
     "consensusloop": ["pthread"],  # the turn of the consensus process
     "revindex": [],  # ordered revision index in C memory
     "requests": [],  # request checks at the API: sizes, keys, txn shape
+    "h2stream": ["nghttp2"],  # HTTP/2 streams: windows, request bytes, answers going out
     "http2": ["nghttp2"],  # nghttp2 sessions: bytes in, events and bytes out
+    "frontconn": ["nghttp2"],  # sockets of a frontend: accept, read, write, close
     "frontloop": ["nghttp2"],  # epoll loop of a frontend process
     "mvcc": [],  # key-value state of apply: changes to index and RocksDB batch
     "rangeread": [],  # KV.Range: sorted, filtered, in slices

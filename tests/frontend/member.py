@@ -41,7 +41,7 @@ def default_answer(record, member):
 
 
 class Frontend:
-    def __init__(self, answer=default_answer, answer_ring_bytes=4 << 20, **config):
+    def __init__(self, answer=default_answer, answer_ring_bytes=4 << 20, start_thread=True, **config):
         self.answer = answer
         self.seen = []  # records other than requests, and requests when `keep`
         self.lock = threading.Lock()
@@ -88,6 +88,7 @@ class Frontend:
         for fd in (boot_read, ready_write, life_read):
             os.close(fd)
         self.frontend_bell = frontend_bell
+        self.fds = fds
         self.kept_fds = [*fds.values(), *pages.values(), frontend_bell, self.own_bell]
         with os.fdopen(ready_read) as ready:
             line = ready.readline()
@@ -97,7 +98,8 @@ class Frontend:
         self.stopping = False
         self.paused = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        if start_thread:
+            self.thread.start()
 
     def __enter__(self):
         return self
@@ -105,7 +107,8 @@ class Frontend:
     def __exit__(self, *_):
         self.stopping = True
         os.eventfd_write(self.own_bell, 1)
-        self.thread.join(10)
+        if self.thread.is_alive():
+            self.thread.join(10)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(10)

@@ -1,0 +1,140 @@
+"""Connections of a frontend: sockets and what they hold, in turns of the loop in frontloop.pyx.
+
+Sockets are edge-triggered and registered once; what may hold bytes stands in the ready list. The transport
+is here alone (recv, send), so that TLS can take its place.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from etcdfast._ext.h2types cimport h2_conn, h2_counters, h2_server, h2_stream
+from etcdfast._ext.ring cimport ring_view
+from etcdfast._ext.streamtimers cimport timers_t
+
+cdef enum:
+    READ_BYTES = 65536
+    EVENTS_MAX = 256
+    HANDOFFS_MAX = 128
+    HANDOFF_BYTES_MAX = 8192
+    ACCEPTS_PER_TURN = 64
+    CREDIT_STEP_BYTES = 32768      # CREDIT is given in steps of this, or when all is sent
+    LINGER_BYTES_MAX = 1048576     # read and thrown away after GOAWAY, so that close() does not reset it away
+    RPCS_MAX = 64
+    ERRORS_MAX = 256
+
+# epoll data: connections are generation << 32 | slot with the top bit clear, the rest are these.
+cdef enum:
+    TAG_LISTEN_BIT = 32
+    TAG_BIT = 63
+
+cdef enum:
+    CONN_SNIFF = 0     # waits for the bytes that tell HTTP/2 from HTTP/1.1
+    CONN_HTTP2 = 1
+    CONN_CLOSING = 2   # GOAWAY is written, then it lingers
+    CONN_LINGER = 3    # our side is shut, the rest is read and dropped
+
+
+ctypedef struct conn_t:
+    loop_t *loop
+    h2_conn *h2
+    int fd
+    uint32_t slot
+    uint32_t generation
+    int state
+    bint used
+    bint readable          # may hold bytes to read
+    bint peer_done         # the peer has shut its side or failed: read on until that shows
+    bint blocked           # the socket took less than was written
+    bint in_ready
+    conn_t *ready_next
+    conn_t *free_next
+    uint8_t *pending       # bytes the socket did not take; owned
+    uint32_t pending_size
+    uint32_t pending_sent
+    uint8_t sniffed[4]
+    uint32_t sniffed_size
+    uint64_t opened_ns
+    uint64_t read_ns       # last time bytes came
+    uint64_t ping_ns       # keepalive ping under way since, 0 none
+    uint64_t linger_until_ns
+    uint32_t lingered_bytes
+
+
+ctypedef struct handoff_t:
+    int fd
+    uint32_t size
+    uint8_t data[HANDOFF_BYTES_MAX]
+
+
+ctypedef struct late_t:
+    h2_stream *head        # requests that wait for room in a ring
+    h2_stream *tail
+
+
+ctypedef struct loop_t:
+    h2_server server
+    h2_counters counters
+    int epoll_fd
+    int spare_fd
+    uint8_t index
+    ring_view *out[2]      # RING_CONSENSUS, RING_APPLY
+    ring_view *af
+    void *consensus_page
+    void *apply_page
+    int *listeners
+    uint32_t listener_count
+    bint listening
+    conn_t **conns         # by slot
+    uint32_t conn_room
+    uint32_t conn_count
+    uint32_t conns_max
+    conn_t *free_conns
+    conn_t *ready_head
+    conn_t *ready_tail
+    late_t late[2]
+    uint32_t late_count
+    uint8_t *buf           # READ_BYTES
+    uint8_t route[RPCS_MAX]
+    uint8_t error_code[ERRORS_MAX]
+    const char *error_text[ERRORS_MAX]
+    uint32_t error_size[ERRORS_MAX]
+    uint32_t errors
+    uint32_t txn_ops_max
+    uint64_t quota_bytes
+    uint64_t request_timeout_ns
+    uint64_t keepalive_idle_ns
+    uint64_t keepalive_timeout_ns
+    uint64_t header_ns
+    uint64_t drain_ns
+    timers_t timers
+    uint64_t sweep_ns
+    uint64_t alarm_ns
+    uint64_t drain_since_ns
+    int drain_step
+    handoff_t *handoffs
+    uint32_t handoff_count
+    bint woken
+    bint life_gone
+    uint64_t turns
+    uint64_t reads
+    uint64_t writes
+    uint64_t accepted
+    uint64_t refused_connections
+    uint64_t ring_full
+
+
+# Accept what waits on a listener, within the limits.
+cdef void conn_accept(loop_t *loop, int listener) noexcept nogil
+# Take the listeners into epoll or out of it.
+cdef void conn_listen(loop_t *loop, bint on) noexcept nogil
+# What epoll said about the connection.
+cdef void conn_event(loop_t *loop, conn_t *conn, uint32_t events) noexcept nogil
+# Each ready connection once, one read. While a request waits for room in a ring, nothing is read.
+cdef void conn_read_ready(loop_t *loop) noexcept nogil
+# One write for each connection that has something to say.
+cdef void conn_flush_dirty(loop_t *loop) noexcept nogil
+# Deadlines of connections: preface, headers, keepalive, lingering. Once a second.
+cdef void conn_sweep(loop_t *loop) noexcept nogil
+# One step of the graceful end.
+cdef void conn_drain(loop_t *loop) noexcept nogil
+# At the end of the process: close everything.
+cdef void conn_free_all(loop_t *loop) noexcept nogil

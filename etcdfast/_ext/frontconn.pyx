@@ -1,0 +1,458 @@
+"""Connections: see frontconn.pxd."""
+
+from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from etcdfast._ext.grpcwire cimport GRPC_UNAVAILABLE
+from etcdfast._ext.h2stream cimport h2_say
+from etcdfast._ext.h2types cimport *
+from etcdfast._ext.http2 cimport (
+    h2_close, h2_feed, h2_finished, h2_goaway_frame, h2_open, h2_ping, h2_pull, h2_shutdown,
+)
+from etcdfast._ext.netsys cimport *
+from etcdfast._ext.nghttp2 cimport NGHTTP2_ENHANCE_YOUR_CALM
+
+cdef uint64_t NS = 1000000000
+cdef uint64_t DRAIN_NOTICE_NS = 100000000   # between GOAWAY that announces and the one that fixes the last stream
+
+
+cdef inline void ready_add(loop_t *loop, conn_t *conn) noexcept nogil:
+    if conn.in_ready:
+        return
+    conn.in_ready = True
+    conn.ready_next = NULL
+    if loop.ready_tail != NULL:
+        loop.ready_tail.ready_next = conn
+    else:
+        loop.ready_head = conn
+    loop.ready_tail = conn
+
+
+cdef void conn_listen(loop_t *loop, bint on) noexcept nogil:
+    cdef epoll_event event
+    cdef uint32_t i
+    if loop.listening == on:
+        return
+    loop.listening = on
+    for i in range(loop.listener_count):
+        event.events = EPOLLIN
+        event.data.u64 = <uint64_t>1 << TAG_BIT | <uint64_t>1 << TAG_LISTEN_BIT | i
+        epoll_ctl(loop.epoll_fd, EPOLL_CTL_ADD if on else EPOLL_CTL_DEL, loop.listeners[i], &event)
+
+
+cdef conn_t *new_conn(loop_t *loop) noexcept nogil:
+    cdef conn_t *conn = loop.free_conns
+    cdef conn_t **grown
+    cdef uint32_t room, slot
+    cdef uint32_t generation
+    if conn == NULL:
+        room = loop.conn_room * 2 if loop.conn_room else 64
+        grown = <conn_t **>realloc(loop.conns, room * sizeof(conn_t *))
+        if grown == NULL:
+            return NULL
+        loop.conns = grown
+        for slot in range(loop.conn_room, room):
+            grown[slot] = NULL
+        slot = loop.conn_room
+        loop.conn_room = room
+        while slot < room:
+            conn = <conn_t *>calloc(1, sizeof(conn_t))
+            if conn == NULL:
+                break
+            conn.slot = slot
+            conn.loop = loop
+            conn.free_next = loop.free_conns
+            loop.free_conns = conn
+            grown[slot] = conn
+            slot += 1
+        conn = loop.free_conns
+        if conn == NULL:
+            return NULL
+    loop.free_conns = conn.free_next
+    slot = conn.slot
+    generation = (conn.generation + 1) & 0x7FFFFFFF
+    memset(conn, 0, sizeof(conn_t))
+    conn.loop = loop
+    conn.slot = slot
+    conn.generation = generation
+    conn.used = True
+    conn.opened_ns = conn.read_ns = loop.server.now_ns
+    loop.conn_count += 1
+    return conn
+
+
+cdef void free_conn(loop_t *loop, conn_t *conn, bint keep_fd) noexcept nogil:
+    """Forget the connection. Precondition: it is not in the ready list."""
+    if conn.h2 != NULL:
+        h2_close(conn.h2)
+        conn.h2 = NULL
+    free(conn.pending)
+    conn.pending = NULL
+    if not keep_fd:
+        close_fd(conn.fd)
+    conn.used = False
+    conn.generation = (conn.generation + 1) & 0x7FFFFFFF
+    conn.free_next = loop.free_conns
+    loop.free_conns = conn
+    loop.conn_count -= 1
+    if not loop.drain_step:
+        conn_listen(loop, True)
+
+
+cdef void drop_conn(loop_t *loop, conn_t *conn) noexcept nogil:
+    """End it now. While it is in the ready list only its insides go; read_ready frees the rest."""
+    if conn.in_ready:
+        if conn.h2 != NULL:
+            h2_close(conn.h2)
+            conn.h2 = NULL
+        conn.state = CONN_LINGER
+        conn.peer_done = True
+        conn.linger_until_ns = 0
+        conn.lingered_bytes = LINGER_BYTES_MAX
+        return
+    free_conn(loop, conn, False)
+
+
+cdef void conn_accept(loop_t *loop, int listener) noexcept nogil:
+    cdef epoll_event event
+    cdef conn_t *conn
+    cdef int fd, one, i
+    one = 1
+    for i in range(ACCEPTS_PER_TURN):
+        if loop.conn_count >= loop.conns_max:
+            # As etcd: the backlog holds the rest until a connection ends.
+            conn_listen(loop, False)
+            return
+        fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            if errno == EMFILE or errno == ENFILE:
+                loop.refused_connections += 1
+                conn_listen(loop, False)
+            return
+        conn = new_conn(loop)
+        if conn == NULL:
+            close_fd(fd)
+            return
+        conn.fd = fd
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))
+        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | <uint32_t>EPOLLET
+        event.data.u64 = <uint64_t>conn.generation << 32 | conn.slot
+        if epoll_ctl(loop.epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0:
+            free_conn(loop, conn, False)
+            return
+        loop.accepted += 1
+
+
+cdef void start_linger(loop_t *loop, conn_t *conn) noexcept nogil:
+    """All is written: shut our side, then read what the peer still sends until it closes too. Closing with
+    unread bytes would reset the connection, and the reset can overtake the GOAWAY."""
+    shutdown(conn.fd, SHUT_WR)
+    conn.state = CONN_LINGER
+    conn.linger_until_ns = loop.server.now_ns + NS
+    conn.readable = True
+    ready_add(loop, conn)
+
+
+cdef bint write_out(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil:
+    """Write, keep what the socket does not take. False when the connection is gone."""
+    cdef ssize_t n = 0
+    cdef uint8_t *kept
+    if size == 0:
+        return True
+    if conn.pending == NULL:
+        loop.writes += 1
+        n = send(conn.fd, data, size, MSG_NOSIGNAL)
+        if n == <ssize_t>size:
+            return True
+        if n < 0:
+            if errno != EAGAIN and errno != EINTR:
+                return False
+            n = 0
+    kept = <uint8_t *>realloc(conn.pending, conn.pending_size + size - n)
+    if kept == NULL:
+        return False
+    memcpy(kept + conn.pending_size, data + n, size - n)
+    conn.pending = kept
+    conn.pending_size += <uint32_t>(size - n)
+    conn.blocked = True
+    return True
+
+
+cdef bint write_pending(loop_t *loop, conn_t *conn) noexcept nogil:
+    """Go on with what the socket did not take. False when the connection is gone."""
+    cdef ssize_t n
+    loop.writes += 1
+    n = send(conn.fd, conn.pending + conn.pending_sent, conn.pending_size - conn.pending_sent, MSG_NOSIGNAL)
+    if n < 0:
+        return errno == EAGAIN or errno == EINTR
+    conn.pending_sent += <uint32_t>n
+    if conn.pending_sent == conn.pending_size:
+        free(conn.pending)
+        conn.pending = NULL
+        conn.pending_size = conn.pending_sent = 0
+        conn.blocked = False
+    return True
+
+
+cdef void kill_conn(loop_t *loop, conn_t *conn) noexcept nogil:
+    """The peer broke a rule: GOAWAY with the reason, then close."""
+    cdef uint8_t frame[64]
+    cdef uint32_t size = h2_goaway_frame(conn.h2, frame)
+    h2_close(conn.h2)
+    conn.h2 = NULL
+    conn.state = CONN_CLOSING
+    if not write_out(loop, conn, frame, size):
+        drop_conn(loop, conn)
+    elif conn.pending == NULL:
+        start_linger(loop, conn)
+
+
+cdef void flush_conn(loop_t *loop, conn_t *conn) noexcept nogil:
+    """One write of everything the connection has to say, up to H2_OUT_BYTES."""
+    cdef int rc
+    if conn.pending != NULL:
+        return     # EPOLLOUT goes on
+    rc = h2_pull(conn.h2)
+    if not write_out(loop, conn, loop.server.out, loop.server.out_size):
+        drop_conn(loop, conn)
+        return
+    if rc < 0 or conn.h2.fatal:
+        kill_conn(loop, conn)
+    elif conn.pending == NULL:
+        if rc == 1:
+            conn.h2.dirty = True
+            conn.h2.dirty_next = loop.server.dirty
+            loop.server.dirty = conn.h2
+        elif h2_finished(conn.h2):
+            h2_close(conn.h2)
+            conn.h2 = NULL
+            start_linger(loop, conn)
+
+
+cdef void conn_flush_dirty(loop_t *loop) noexcept nogil:
+    cdef h2_conn *h2 = loop.server.dirty
+    cdef h2_conn *after
+    loop.server.dirty = NULL
+    while h2 != NULL:
+        after = h2.dirty_next
+        h2.dirty = False
+        flush_conn(loop, <conn_t *>h2.owner)
+        h2 = after
+
+
+cdef void on_writable(loop_t *loop, conn_t *conn) noexcept nogil:
+    if conn.pending == NULL:
+        return
+    if not write_pending(loop, conn):
+        drop_conn(loop, conn)
+        return
+    if conn.pending != NULL:
+        return
+    if conn.state == CONN_CLOSING:
+        start_linger(loop, conn)
+        return
+    if conn.h2 != NULL and not conn.h2.dirty:
+        conn.h2.dirty = True
+        conn.h2.dirty_next = loop.server.dirty
+        loop.server.dirty = conn.h2
+    if conn.readable or conn.peer_done:
+        ready_add(loop, conn)
+
+
+cdef bint hand_off(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil:
+    """Give a connection that does not speak HTTP/2 to Python. Precondition: not in the ready list."""
+    cdef handoff_t *h
+    if loop.handoff_count == HANDOFFS_MAX or conn.sniffed_size + size > HANDOFF_BYTES_MAX:
+        return False
+    h = &loop.handoffs[loop.handoff_count]
+    h.fd = conn.fd
+    memcpy(h.data, conn.sniffed, conn.sniffed_size)
+    memcpy(h.data + conn.sniffed_size, data, size)
+    h.size = conn.sniffed_size + size
+    loop.handoff_count += 1
+    epoll_ctl(loop.epoll_fd, EPOLL_CTL_DEL, conn.fd, NULL)
+    free_conn(loop, conn, True)
+    return True
+
+
+cdef int sniff(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil:
+    """Tell HTTP/2 by its first three bytes. 1 it is, 0 not known yet, -1 it is not or no memory is left."""
+    cdef uint32_t i
+    for i in range(size):
+        if conn.sniffed_size + i == 3:
+            break
+        if data[i] != (<const uint8_t *>b"PRI")[conn.sniffed_size + i]:
+            return -1
+    if conn.sniffed_size + size < 3:
+        memcpy(conn.sniffed + conn.sniffed_size, data, size)
+        conn.sniffed_size += size
+        return 0
+    conn.h2 = h2_open(&loop.server, conn)
+    if conn.h2 == NULL:
+        return -1
+    conn.state = CONN_HTTP2
+    if loop.drain_step:
+        h2_shutdown(conn.h2, 1)
+    h2_feed(conn.h2, conn.sniffed, conn.sniffed_size)
+    return 1
+
+
+cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
+    """One read, and all frames of it. Precondition: taken out of the ready list."""
+    cdef ssize_t n
+    cdef int rc
+    loop.reads += 1
+    n = recv(conn.fd, loop.buf, READ_BYTES, 0)
+    if n < 0 and (errno == EAGAIN or errno == EINTR):
+        conn.readable = False
+        return
+    if n <= 0:
+        free_conn(loop, conn, False)
+        return
+    # Edge-triggered: a short read means that the socket is empty and the next bytes ring again. A shut
+    # peer does not ring again, so then read on until that shows.
+    conn.readable = n == READ_BYTES or conn.peer_done
+    conn.read_ns = loop.server.now_ns
+    conn.ping_ns = 0
+    if conn.state == CONN_SNIFF:
+        rc = sniff(loop, conn, loop.buf, <uint32_t>n)
+        if rc < 0:
+            if not hand_off(loop, conn, loop.buf, <uint32_t>n):
+                free_conn(loop, conn, False)
+            return
+        if rc == 0:
+            if conn.readable:
+                ready_add(loop, conn)
+            return
+    if conn.state == CONN_HTTP2:
+        if h2_feed(conn.h2, loop.buf, <uint32_t>n) < 0:
+            kill_conn(loop, conn)
+            return
+    elif conn.state == CONN_LINGER:
+        conn.lingered_bytes += <uint32_t>n
+        if conn.lingered_bytes >= LINGER_BYTES_MAX:
+            free_conn(loop, conn, False)
+            return
+    if conn.readable:
+        ready_add(loop, conn)
+
+
+cdef void conn_read_ready(loop_t *loop) noexcept nogil:
+    """Each ready connection once. While a request waits for room in a ring, nothing more is read."""
+    cdef conn_t *conn
+    cdef conn_t *last = loop.ready_tail
+    while loop.ready_head != NULL and loop.late_count == 0:
+        conn = loop.ready_head
+        loop.ready_head = conn.ready_next
+        if loop.ready_head == NULL:
+            loop.ready_tail = NULL
+        conn.in_ready = False
+        if conn.state == CONN_LINGER and conn.lingered_bytes >= LINGER_BYTES_MAX:
+            free_conn(loop, conn, False)
+        elif not conn.blocked:
+            read_conn(loop, conn)
+        if conn == last:
+            return
+
+
+
+cdef void sweep_conn(loop_t *loop, conn_t *conn) noexcept nogil:
+    cdef uint64_t now = loop.server.now_ns
+    cdef h2_conn *h2 = conn.h2
+    if conn.state == CONN_LINGER or conn.state == CONN_CLOSING:
+        if now > conn.linger_until_ns + (0 if conn.state == CONN_LINGER else 10 * NS):
+            drop_conn(loop, conn)
+    elif h2 == NULL:
+        if now - conn.opened_ns > loop.header_ns:
+            drop_conn(loop, conn)
+    elif not h2.guard.framed:
+        if now - conn.opened_ns > loop.header_ns:
+            fail_conn(loop, conn, b"slow_preface")
+    elif h2.guard.in_block and now - h2.guard.block_since_ns > loop.header_ns:
+        fail_conn(loop, conn, b"slow_headers")
+    elif conn.ping_ns:
+        if now - conn.ping_ns > loop.keepalive_timeout_ns:
+            drop_conn(loop, conn)
+    elif now - conn.read_ns > loop.keepalive_idle_ns:
+        conn.ping_ns = now
+        h2_ping(h2)
+
+
+cdef void fail_conn(loop_t *loop, conn_t *conn, const char *why) noexcept nogil:
+    set_fatal(conn.h2, NGHTTP2_ENHANCE_YOUR_CALM, why)
+    kill_conn(loop, conn)
+
+
+cdef void conn_sweep(loop_t *loop) noexcept nogil:
+    cdef uint32_t slot
+    loop.sweep_ns = loop.server.now_ns
+    for slot in range(loop.conn_room):
+        if loop.conns[slot] != NULL and loop.conns[slot].used:
+            sweep_conn(loop, loop.conns[slot])
+    if not loop.drain_step and loop.conn_count < loop.conns_max:
+        conn_listen(loop, True)
+
+
+cdef void end_watches(conn_t *conn) noexcept nogil:
+    cdef h2_stream *s = conn.h2.streams
+    while s != NULL:
+        if s.flags & STREAM_HEALTH_WATCH:
+            h2_say(s, GRPC_UNAVAILABLE, b"server is shutting down")
+        s = s.list_next
+
+
+cdef void conn_drain(loop_t *loop) noexcept nogil:
+    """Step 1: announce. Step 2, a little later: fix the last stream, then close what has no call left."""
+    cdef uint64_t since = loop.server.now_ns - loop.drain_since_ns
+    cdef uint32_t slot
+    cdef conn_t *conn
+    cdef int step = loop.drain_step
+    if step == 2 and since > DRAIN_NOTICE_NS:
+        loop.drain_step = 3
+    for slot in range(loop.conn_room):
+        conn = loop.conns[slot]
+        if conn == NULL or not conn.used:
+            continue
+        if since > loop.drain_ns or conn.state == CONN_SNIFF:
+            drop_conn(loop, conn)
+        elif conn.state == CONN_HTTP2:
+            if step == 1:
+                end_watches(conn)
+                h2_shutdown(conn.h2, 0)
+            elif step == 2 and loop.drain_step == 3:
+                h2_shutdown(conn.h2, 1)
+    if step == 1:
+        loop.drain_step = 2
+
+
+cdef void conn_event(loop_t *loop, conn_t *conn, uint32_t events) noexcept nogil:
+    if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        conn.peer_done = True
+        if events & (EPOLLHUP | EPOLLERR):
+            conn.blocked = False   # nothing can be written any more; let the read tell
+    if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        conn.readable = True
+        ready_add(loop, conn)
+    if events & EPOLLOUT:
+        on_writable(loop, conn)
+
+
+cdef void conn_free_all(loop_t *loop) noexcept nogil:
+    cdef uint32_t slot
+    cdef conn_t *conn
+    for slot in range(loop.conn_room):
+        conn = loop.conns[slot]
+        if conn == NULL:
+            continue
+        if conn.used:
+            if conn.h2 != NULL:
+                h2_close(conn.h2)
+            free(conn.pending)
+            close_fd(conn.fd)
+        free(conn)
+    free(loop.conns)
+    loop.conns = NULL
+    loop.conn_room = 0

@@ -1,0 +1,32 @@
+"""What one stream holds: request bytes and their window, and the answer on its way out.
+
+Functions that answer take bytes that may lie in a ring until h2_settle. They return 0, or -1 when the
+connection became fatal (out of memory, or too much that the client does not read).
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from etcdfast._ext.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_session
+from etcdfast._ext.h2types cimport h2_conn, h2_server, h2_stream
+
+# NULL when out of memory.
+cdef h2_stream *h2_new_stream(h2_conn *conn, int32_t stream_id) noexcept nogil
+# Last use: on_gone, out of every list, back to the pool.
+cdef void h2_drop_stream(h2_stream *s) noexcept nogil
+# The request's bytes are no longer needed.
+cdef void h2_drop_request(h2_stream *s) noexcept nogil
+# Open the stream's window for the whole message, whose length is in its buffer; in turn.
+cdef void h2_want_grant(h2_stream *s) noexcept nogil
+
+cdef int h2_reply(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
+cdef int h2_message(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
+cdef int h2_begin(h2_stream *s, uint32_t total) noexcept nogil
+cdef int h2_part(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
+cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) noexcept nogil
+# The same with a text that ends in a zero byte.
+cdef void h2_say(h2_stream *s, int code, const char *text) noexcept nogil
+# Copy every answer that still lies in the ring and was not sent.
+cdef void h2_settle(h2_server *server) noexcept nogil
+# nghttp2's callback that takes a DATA frame's bytes: user is the h2_conn.
+cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
+                      nghttp2_data_source *source, void *user) noexcept nogil

@@ -1,0 +1,415 @@
+"""Streams: see h2stream.pxd. Answers leave through nghttp2's data providers without a copy of their own."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strlen
+
+from etcdfast._ext.grpcwire cimport GRPC_CANCELLED, GRPC_PREFIX_BYTES, be32, grpc_percent_encode, put_be32
+from etcdfast._ext.h2guard cimport guard_answered
+from etcdfast._ext.h2types cimport *
+from etcdfast._ext.nghttp2 cimport *
+
+cdef enum:
+    TEXT_BYTES_MAX = 16384       # encoded grpc-message; longer ones are cut
+
+cdef const char *CODE_TEXTS[17]
+CODE_TEXTS[:] = [b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9", b"10", b"11", b"12", b"13", b"14", b"15",
+                 b"16"]
+
+
+# ---- streams
+
+cdef h2_stream *h2_new_stream(h2_conn *conn, int32_t stream_id) noexcept nogil:
+    cdef h2_server *server = conn.server
+    cdef h2_stream *s = server.free_streams
+    if s != NULL:
+        server.free_streams = s.list_next
+        memset(s, 0, sizeof(h2_stream))
+    else:
+        s = <h2_stream *>calloc(1, sizeof(h2_stream))
+        if s == NULL:
+            return NULL
+    s.conn = conn
+    s.id = stream_id
+    s.flags = STREAM_NO_LEADER_OK
+    s.timer_slot = -1
+    s.list_next = conn.streams
+    if conn.streams != NULL:
+        conn.streams.list_prev = s
+    conn.streams = s
+    conn.stream_count += 1
+    return s
+
+
+cdef void free_chunk(h2_stream *s, h2_chunk *c) noexcept nogil:
+    if not c.borrowed and c.data != NULL:
+        free(<void *>c.data)
+        s.conn.answer_bytes -= c.size
+        s.conn.server.counters.answer_buffer_bytes -= c.size
+    if c == &s.first:
+        s.first_used = False
+    else:
+        free(c)
+
+
+cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
+    """Last use: tell the owner, take it out of every list, give it back."""
+    cdef h2_conn *conn = s.conn
+    cdef h2_server *server = conn.server
+    cdef h2_chunk *c
+    cdef h2_stream **link
+    server.on_gone(conn, s)
+    if not s.flags & STREAM_ANSWERED and s.method:
+        server.counters.handled[s.method][GRPC_CANCELLED] += 1
+    h2_drop_request(s)
+    while s.out_head != NULL:
+        c = s.out_head
+        s.out_head = c.next
+        free_chunk(s, c)
+    free(s.note)
+    free(s.text)
+    if s.in_borrowers:
+        link = &server.borrowers
+        while link[0] != s:
+            link = &link[0].borrow_next
+        link[0] = s.borrow_next
+    if s.in_sent:
+        link = &server.sent
+        while link[0] != s:
+            link = &link[0].sent_next
+        link[0] = s.sent_next
+    if conn.open == s:
+        conn.open = NULL
+    if s.list_prev != NULL:
+        s.list_prev.list_next = s.list_next
+    else:
+        conn.streams = s.list_next
+    if s.list_next != NULL:
+        s.list_next.list_prev = s.list_prev
+    conn.stream_count -= 1
+    s.list_next = server.free_streams
+    server.free_streams = s
+
+
+cdef void h2_drop_request(h2_stream *s) noexcept nogil:
+    cdef h2_conn *conn = s.conn
+    if conn.loaner == s:
+        conn.loaner = NULL
+    s.loan = NULL
+    if s.buf != NULL:
+        free(s.buf)
+        s.buf = NULL
+        conn.request_bytes -= s.room
+        conn.server.counters.request_buffer_bytes -= s.room
+        s.room = 0
+    if s.flags & STREAM_GRANT_WAITS:
+        unlink_grant(s)
+        serve_grants(conn)
+    if s.grant:
+        conn.grants -= s.grant
+        s.grant = 0
+        serve_grants(conn)
+
+
+# ---- windows for messages larger than the initial one: a grant for the whole message, in turn, within
+# ---- H2_GRANT_BYTES_MAX per connection; so some large message can always complete
+
+cdef void unlink_grant(h2_stream *s) noexcept nogil:
+    cdef h2_conn *conn = s.conn
+    cdef h2_stream *before = NULL
+    cdef h2_stream *at = conn.grant_head
+    while at != s:
+        before = at
+        at = at.grant_next
+    if before == NULL:
+        conn.grant_head = s.grant_next
+    else:
+        before.grant_next = s.grant_next
+    if conn.grant_tail == s:
+        conn.grant_tail = before
+    s.flags &= ~<uint32_t>STREAM_GRANT_WAITS
+
+
+cdef void h2_want_grant(h2_stream *s) noexcept nogil:
+    cdef h2_conn *conn = s.conn
+    s.flags |= STREAM_GRANT_WAITS
+    s.grant_next = NULL
+    if conn.grant_tail == NULL:
+        conn.grant_head = s
+    else:
+        conn.grant_tail.grant_next = s
+    conn.grant_tail = s
+    serve_grants(conn)
+
+
+cdef void serve_grants(h2_conn *conn) noexcept nogil:
+    cdef h2_stream *s
+    cdef uint32_t need
+    while conn.grant_head != NULL:
+        s = conn.grant_head
+        # The length of the message is known; padding and the 5 bytes of the prefix need a little more.
+        need = be32(s.buf + 1) + H2_STREAM_WINDOW
+        if conn.grants and conn.grants + need > H2_GRANT_BYTES_MAX:
+            return
+        conn.grant_head = s.grant_next
+        if conn.grant_head == NULL:
+            conn.grant_tail = NULL
+        s.flags &= ~<uint32_t>STREAM_GRANT_WAITS
+        s.grant = need
+        conn.grants += need
+        if nghttp2_submit_window_update(conn.session, NGHTTP2_FLAG_NONE, s.id, <int32_t>need) == 0:
+            mark_dirty(conn)
+
+
+# ---- answers
+
+cdef inline void set_nv(nghttp2_nv *nv, const char *name, size_t name_size, const char *value, size_t size,
+                        uint8_t flags) noexcept nogil:
+    nv.name = <uint8_t *>name
+    nv.namelen = name_size
+    nv.value = <uint8_t *>value
+    nv.valuelen = size
+    nv.flags = NGHTTP2_NV_FLAG_NO_COPY_NAME | flags
+
+
+cdef inline void decide(h2_stream *s, int code) noexcept nogil:
+    """Fix the status of the call: counted once."""
+    s.flags |= STREAM_ANSWERED
+    s.code = <uint8_t>code
+    s.conn.server.counters.handled[s.method][code] += 1
+    guard_answered(&s.conn.guard)
+
+
+cdef int submit_status(h2_stream *s, const char *http_status, bint trailer) noexcept nogil:
+    """Trailers, or the one header block of an answer without a message."""
+    cdef nghttp2_nv nv[5]
+    cdef size_t n = 0
+    cdef size_t code_size = 2 if s.code > 9 else 1
+    if not trailer:
+        set_nv(&nv[0], b":status", 7, http_status, 3, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
+        set_nv(&nv[1], b"content-type", 12, b"application/grpc", 16, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
+        n = 2
+    set_nv(&nv[n], b"grpc-status", 11, CODE_TEXTS[s.code], code_size, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
+    n += 1
+    if s.text_size:
+        set_nv(&nv[n], b"grpc-message", 12, s.text, s.text_size, NGHTTP2_NV_FLAG_NO_INDEX)
+        n += 1
+    if s.encoding_refused and not trailer:
+        set_nv(&nv[n], b"grpc-accept-encoding", 20, b"identity", 8, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
+        n += 1
+    if trailer:
+        return nghttp2_submit_trailer(s.conn.session, s.id, nv, n)
+    return nghttp2_submit_response(s.conn.session, s.id, nv, n, NULL)
+
+
+cdef ssize_t read_answer(nghttp2_session *session, int32_t stream_id, uint8_t *buf, size_t length,
+                         uint32_t *data_flags, nghttp2_data_source *source, void *user) noexcept nogil:
+    cdef h2_stream *s = <h2_stream *>source.ptr
+    cdef size_t n = s.out_bytes if s.out_bytes < length else length
+    if n == 0 and not s.out_ended:
+        s.flags |= STREAM_DEFERRED
+        return NGHTTP2_ERR_DEFERRED
+    data_flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
+    if n == s.out_bytes and s.out_ended:
+        data_flags[0] |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
+        if submit_status(s, NULL, True) != 0:
+            return NGHTTP2_ERR_CALLBACK_FAILURE
+    return <ssize_t>n
+
+
+cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
+                      nghttp2_data_source *source, void *user) noexcept nogil:
+    """Copy a DATA frame straight from the answer (often still in the ring) to the bytes to write."""
+    cdef h2_conn *conn = <h2_conn *>user
+    cdef h2_server *server = conn.server
+    cdef h2_stream *s = <h2_stream *>source.ptr
+    cdef h2_chunk *c
+    cdef size_t step
+    cdef uint8_t *out
+    if server.out_size >= H2_OUT_BYTES or length + 9 > H2_OUT_SLACK_BYTES:
+        return NGHTTP2_ERR_WOULDBLOCK
+    out = server.out + server.out_size
+    memcpy(out, head, 9)
+    out += 9
+    server.out_size += <uint32_t>length + 9
+    conn.ping_reset = True
+    s.out_bytes -= length
+    while length:
+        c = s.out_head
+        if c.head_left:
+            step = c.head_left if c.head_left < length else length
+            memcpy(out, c.head + GRPC_PREFIX_BYTES - c.head_left, step)
+            c.head_left -= <uint8_t>step
+        else:
+            step = c.size - c.sent
+            if step > length:
+                step = length
+            memcpy(out, c.data + c.sent, step)
+            c.sent += <uint32_t>step
+            if s.flags & STREAM_CREDITED:
+                s.sent_bytes += <uint32_t>step
+                if not s.in_sent:
+                    s.in_sent = True
+                    s.sent_next = server.sent
+                    server.sent = s
+        out += step
+        length -= step
+        if c.head_left == 0 and c.sent == c.size:
+            s.out_head = c.next
+            if s.out_head == NULL:
+                s.out_tail = NULL
+            free_chunk(s, c)
+    return 0
+
+
+cdef int push_chunk(h2_stream *s, const uint8_t *data, uint32_t size, bint prefix, uint32_t total) noexcept nogil:
+    cdef h2_chunk *c
+    cdef h2_server *server = s.conn.server
+    if not s.first_used:
+        c = &s.first
+        s.first_used = True
+    else:
+        c = <h2_chunk *>malloc(sizeof(h2_chunk))
+        if c == NULL:
+            set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+            return -1
+    c.next = NULL
+    c.data = data
+    c.size = size
+    c.sent = 0
+    c.borrowed = True
+    c.head_left = 0
+    if prefix:
+        c.head[0] = 0
+        put_be32(c.head + 1, total)
+        c.head_left = GRPC_PREFIX_BYTES
+    if s.out_tail == NULL:
+        s.out_head = c
+    else:
+        s.out_tail.next = c
+    s.out_tail = c
+    s.out_bytes += size + c.head_left
+    if size and not s.in_borrowers:
+        s.in_borrowers = True
+        s.borrow_next = server.borrowers
+        server.borrowers = s
+    return 0
+
+
+cdef int flow(h2_stream *s) noexcept nogil:
+    """Have nghttp2 take up what the stream has to send."""
+    cdef nghttp2_nv nv[2]
+    cdef nghttp2_data_provider provider
+    cdef int rc = 0
+    if not s.flags & STREAM_STARTED:
+        s.flags |= STREAM_STARTED
+        set_nv(&nv[0], b":status", 7, b"200", 3, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
+        set_nv(&nv[1], b"content-type", 12, b"application/grpc", 16, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
+        provider.source.ptr = s
+        provider.read_callback = read_answer
+        rc = nghttp2_submit_response(s.conn.session, s.id, nv, 2, &provider)
+    elif s.flags & STREAM_DEFERRED:
+        s.flags &= ~<uint32_t>STREAM_DEFERRED
+        rc = nghttp2_session_resume_data(s.conn.session, s.id)
+    if rc == NGHTTP2_ERR_NOMEM:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+        return -1
+    mark_dirty(s.conn)
+    return 0
+
+
+cdef int h2_reply(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
+    if s.flags & STREAM_ANSWERED:
+        return 0
+    decide(s, 0)
+    if push_chunk(s, data, size, True, size) < 0:
+        return -1
+    s.out_ended = True
+    return flow(s)
+
+
+cdef int h2_message(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
+    if s.flags & STREAM_ANSWERED:
+        return 0
+    return -1 if push_chunk(s, data, size, True, size) < 0 else flow(s)
+
+
+cdef int h2_begin(h2_stream *s, uint32_t total) noexcept nogil:
+    if s.flags & STREAM_ANSWERED:
+        return 0
+    s.begun_left = total
+    return -1 if push_chunk(s, NULL, 0, True, total) < 0 else flow(s)
+
+
+cdef int h2_part(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
+    if s.flags & STREAM_ANSWERED or size == 0:
+        return 0
+    if size > s.begun_left:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"answer_longer_than_begun")
+        return -1
+    s.begun_left -= size
+    return -1 if push_chunk(s, data, size, False, 0) < 0 else flow(s)
+
+
+cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) noexcept nogil:
+    if s.flags & STREAM_ANSWERED:
+        return 0
+    decide(s, code)
+    if text_size:
+        if text_size > TEXT_BYTES_MAX // 3:
+            text_size = TEXT_BYTES_MAX // 3
+        s.text = <char *>malloc(<size_t>text_size * 3)
+        if s.text != NULL:
+            s.text_size = <uint32_t>grpc_percent_encode(<uint8_t *>s.text, <const uint8_t *>text, text_size)
+    s.out_ended = True
+    h2_drop_request(s)
+    if s.flags & STREAM_STARTED:
+        return flow(s)
+    s.flags |= STREAM_STARTED
+    if submit_status(s, b"415" if s.http_status == 415 else b"405" if s.http_status == 405
+                     else b"400" if s.http_status == 400 else b"200", False) == NGHTTP2_ERR_NOMEM:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+        return -1
+    mark_dirty(s.conn)
+    return 0
+
+
+cdef void h2_say(h2_stream *s, int code, const char *text) noexcept nogil:
+    h2_end(s, code, text, <uint32_t>strlen(text))
+
+
+cdef void h2_settle(h2_server *server) noexcept nogil:
+    cdef h2_stream *s
+    cdef h2_chunk *c
+    cdef uint8_t *copy
+    cdef uint32_t left
+    while server.borrowers != NULL:
+        s = server.borrowers
+        server.borrowers = s.borrow_next
+        s.in_borrowers = False
+        c = s.out_head
+        while c != NULL:
+            if c.borrowed:
+                left = c.size - c.sent
+                copy = NULL
+                if left:
+                    copy = <uint8_t *>malloc(left)
+                    if copy == NULL:
+                        # The bytes leave with the ring: what is left of the stream cannot be told apart.
+                        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+                        left = 0
+                    else:
+                        memcpy(copy, c.data + c.sent, left)
+                c.data = copy
+                if copy == NULL:
+                    s.out_bytes -= c.size - c.sent
+                c.size = left
+                c.sent = 0
+                c.borrowed = False
+                s.conn.answer_bytes += left
+                server.counters.answer_buffer_bytes += left
+            c = c.next
+        if server.counters.answer_buffer_bytes > server.counters.answer_buffer_peak:
+            server.counters.answer_buffer_peak = server.counters.answer_buffer_bytes
+        if s.conn.answer_bytes > H2_ANSWER_BUFFER_MAX:
+            set_fatal(s.conn, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_unread_answers")

@@ -1,0 +1,184 @@
+"""What HTTP/2 connections and streams hold. h2stream.pxd and http2.pxd have the functions."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from etcdfast._ext.blockpool cimport block_pool
+from etcdfast._ext.h2guard cimport h2_guard
+from etcdfast._ext.nghttp2 cimport (
+    nghttp2_data_provider, nghttp2_mem, nghttp2_nv, nghttp2_option, nghttp2_session, nghttp2_session_callbacks,
+)
+
+# Limits against abuse. Each closes the connection that breaks it.
+cdef enum:
+    H2_REQUEST_BUFFER_MAX = 67108864  # bytes of unfinished requests of one connection
+    H2_ANSWER_BUFFER_MAX = 67108864   # bytes of answers that one connection does not take
+    H2_GRANT_BYTES_MAX = 8388608      # stream windows opened beyond the initial one, per connection
+    H2_STREAM_WINDOW = 65535          # initial, as RFC 9113; larger messages get a grant for their length
+    H2_CONNECTION_WINDOW = 1048576
+    H2_PING_STRIKES_MAX = 2           # as grpc-go
+    H2_PING_IDLE_SECONDS = 7200       # between pings of a connection without streams, as grpc-go
+    H2_OUT_BYTES = 262144             # pulled per connection and turn
+    H2_OUT_SLACK_BYTES = 73728        # one frame or one header block beyond it
+
+cdef enum:
+    STREAM_REQUEST_ENDED = 1   # the client's END_STREAM came
+    STREAM_OPENED = 2          # headers are complete and in order
+    STREAM_DISPATCHED = 4      # a ring holds its request
+    STREAM_ANSWERED = 8        # its status is decided; later records are dropped
+    STREAM_STARTED = 16        # response headers are submitted
+    STREAM_DEFERRED = 32       # nghttp2 waits for more data
+    STREAM_NO_LEADER_OK = 64   # unset by metadata hasleader: true
+    STREAM_CREDITED = 128      # sent bytes go back to apply as CREDIT
+    STREAM_LATE = 256          # waits for room in a ring
+    STREAM_GRANT_WAITS = 512
+    STREAM_CANCELLABLE = 1024  # apply may hold a cursor for it
+    STREAM_HEALTH_WATCH = 2048
+
+
+ctypedef struct h2_chunk:
+    h2_chunk *next
+    const uint8_t *data
+    uint32_t size
+    uint32_t sent
+    uint8_t head[5]            # gRPC prefix that goes before data
+    uint8_t head_left
+    bint borrowed              # data lies in the ring, only until h2_settle
+
+
+ctypedef struct h2_stream:
+    h2_conn *conn
+    int32_t id
+    uint32_t flags             # STREAM_*
+    uint8_t method             # RPC_* id
+    uint8_t encoding_refused
+    uint16_t http_status       # 0, or why the headers are refused
+    uint8_t bad_timeout
+    uint8_t seen               # pseudo headers and content type: SEEN_* of http2.pyx
+    uint64_t timeout_ns        # 0 none
+    char *note                 # path, content type, method or encoding for an error text; owned
+    uint32_t note_size
+    # request being gathered: prefix and message
+    const uint8_t *loan        # whole request inside the bytes being fed
+    uint32_t loan_size
+    uint8_t *buf               # owned
+    uint32_t have
+    uint32_t room
+    uint32_t grant             # window opened beyond the initial one
+    h2_stream *grant_next
+    # answer
+    h2_chunk first             # saves an allocation for the usual single chunk
+    bint first_used
+    h2_chunk *out_head
+    h2_chunk *out_tail
+    uint64_t out_bytes
+    bint out_ended
+    uint8_t code               # gRPC status
+    char *text                 # percent encoded grpc-message, owned; or NULL
+    uint32_t text_size
+    uint32_t begun_left        # bytes of the message begun that are still to come
+    h2_stream *borrow_next     # in server.borrowers
+    bint in_borrowers
+    uint32_t sent_bytes        # sent since the last CREDIT
+    h2_stream *sent_next       # in server.sent
+    bint in_sent
+    # the owner's
+    uint64_t deadline_ns
+    h2_stream *timer_next
+    h2_stream *timer_prev
+    int32_t timer_slot         # -1 none
+    bint deadline_is_clients
+    h2_stream *late_next
+    h2_stream *late_prev
+    uint8_t late_ring
+    uint8_t late_kind
+    h2_stream *list_next       # all streams of the connection, or the free list
+    h2_stream *list_prev
+
+
+ctypedef struct h2_conn:
+    h2_server *server
+    nghttp2_session *session
+    h2_guard guard
+    h2_stream *streams
+    uint32_t stream_count
+    h2_stream *open            # whose header block is being read
+    h2_stream *loaner          # whose request is on loan
+    uint32_t header_bytes      # of the open block
+    uint64_t request_bytes     # gathered and not passed on
+    uint64_t answer_bytes      # owned chunks not sent
+    uint64_t grants
+    h2_stream *grant_head
+    h2_stream *grant_tail
+    uint32_t fatal             # HTTP/2 error code + 1 that ends the connection; 0 none
+    const char *fatal_text
+    int32_t last_stream
+    uint32_t ping_strikes
+    bint ping_reset            # data or headers went out since the last ping
+    uint64_t last_ping_ns
+    bint going_away
+    bint dirty
+    h2_conn *dirty_next
+    void *owner
+
+
+ctypedef void (*h2_event)(h2_conn *, h2_stream *) noexcept nogil
+ctypedef void (*h2_call)(h2_conn *, h2_stream *, const uint8_t *, uint32_t) noexcept nogil
+
+
+ctypedef struct h2_route:
+    const char *path           # owned by whoever made the server
+    uint32_t size
+    uint8_t method             # RPC_* id; 0 = a service name
+    bint served
+
+
+ctypedef struct h2_counters:
+    uint64_t started[64]           # by RPC id
+    uint64_t handled[64][17]       # by RPC id and gRPC code
+    uint64_t received_bytes
+    uint64_t sent_bytes
+    uint64_t unknown_calls
+    uint64_t goaways[16]           # by HTTP/2 error code
+    uint64_t request_buffer_bytes  # now, all connections
+    uint64_t answer_buffer_bytes   # now, all connections
+    uint64_t answer_buffer_peak
+
+
+ctypedef struct h2_server:
+    nghttp2_session_callbacks *callbacks
+    nghttp2_option *option
+    nghttp2_mem mem
+    block_pool pool            # behind mem
+    h2_stream *free_streams
+    h2_route *routes           # open addressing, routes_mask + 1 entries
+    uint32_t routes_mask
+    uint32_t message_bytes_max
+    uint32_t streams_max
+    uint64_t ping_min_ns
+    uint64_t now_ns
+    uint8_t *out               # bytes pulled for the connection being written
+    uint32_t out_size
+    h2_conn *dirty             # connections with something to write
+    h2_stream *borrowers       # streams whose answer lies in the ring
+    h2_stream *sent            # streams that owe CREDIT
+    h2_event on_open           # headers are in order
+    h2_call on_call            # the whole request is there
+    h2_event on_gone           # last use of the stream
+    void *owner
+    h2_counters *counters
+
+
+cdef inline void mark_dirty(h2_conn *conn) noexcept nogil:
+    """The connection has something to write."""
+    if not conn.dirty:
+        conn.dirty = True
+        conn.dirty_next = conn.server.dirty
+        conn.server.dirty = conn
+
+
+cdef inline void set_fatal(h2_conn *conn, uint32_t code, const char *text) noexcept nogil:
+    """The connection must end with GOAWAY `code`; the first reason stays."""
+    if conn.fatal == 0:
+        conn.fatal = code + 1
+        conn.fatal_text = text
+        mark_dirty(conn)
