@@ -39,60 +39,68 @@ def shuffled(keys, key_bytes, rng):
     return b"".join(parts)
 
 
-def timed(figures, name, times, call):
-    began = time.process_time_ns()  # CPU time: other work on the machine counts less
-    result = call()
-    figures[name] = round((time.process_time_ns() - began) / times, 1)
-    return result
+def timed(index, operation, keys, key_bytes, main=0):
+    """(nanoseconds of CPU per key, results); CPU time, as other work on the machine counts less in it."""
+    began = time.process_time_ns()
+    results = drive(index, operation, keys, key_bytes, main)
+    return round((time.process_time_ns() - began) * key_bytes / len(keys), 1), results
 
 
 def compaction(figures, prefix, index, at, budget=1000):
     """Whole compaction in slices; its total and its longest slice."""
     index.compact_begin(at)
-    began, longest, dropped, done = time.perf_counter_ns(), 0, 0, False
+    began, longest, dropped, done = time.process_time_ns(), 0, 0, False
     while not done:
-        slice_began = time.perf_counter_ns()
+        slice_began = time.process_time_ns()
         part, done = index.compact_step(budget)
-        longest = max(longest, time.perf_counter_ns() - slice_began)
+        longest = max(longest, time.process_time_ns() - slice_began)
         dropped += len(part)
-    figures[f"{prefix}_ms"] = round((time.perf_counter_ns() - began) / 1e6, 2)
+    figures[f"{prefix}_ms"] = round((time.process_time_ns() - began) / 1e6, 2)
     figures[f"{prefix}_slice_longest_us"] = round(longest / 1e3, 1)
     return dropped
 
 
+def run_order(order, count, key_bytes, rng):
+    """All operations on keys that were inserted in one order."""
+    keys = packed_keys(count, key_bytes, order, rng)
+    mixed = shuffled(keys, key_bytes, rng)
+    some = max(1, count // 20)
+    tail = mixed[: key_bytes * some]
+    few = tail[: key_bytes * 20]
+    index = RevisionIndex()
+    figures = {}
+
+    def step(figure, operation, on, main=0, results=None):
+        figures[figure], got = timed(index, operation, on, key_bytes, main)
+        assert results is None or got == results, f"{figure}: {got} results, expected {results}"
+
+    before = resident_bytes()
+    step("insert_ns", "put", keys, 2, count)
+    figures["held_bytes_beyond_key"] = round(index.stats()["held_bytes"] / count - key_bytes, 2)
+    figures["resident_bytes_beyond_key"] = round((resident_bytes() - before) / count - key_bytes, 2)
+    figures["leaf_fill"] = round(count / index.stats()["leaves"] / 64, 3)
+    step("get_ns", "get", mixed, results=count)
+    step("range_of_10_ns", "range", tail)
+    step("count_now_ns", "count", tail)
+    updates = count + 2
+    step("update_ns", "put", tail, updates, some)
+    step("count_after_updates_ns", "count", few, updates - 1)  # at a revision before a twentieth of the keys changed
+    step("get_old_ns", "get_old", tail, updates - 1, some)
+    assert compaction(figures, "compact_updates", index, updates + some) == some
+    deletes = updates + some + 1
+    step("delete_ns", "tombstone", mixed, deletes, count)
+    assert compaction(figures, "compact_deletes", index, deletes + count) == 2 * count
+    index.clear()
+    step("restore_ns", "restore", keys, 2, count)
+    return {f"{order}_{name}": value for name, value in figures.items()}
+
+
 def run(count, key_bytes, seed=1):
-    """One round; a dict of nanoseconds per operation, bytes per key and compaction times."""
+    """One round; a dict of CPU nanoseconds per operation, bytes per key and compaction times."""
     rng = random.Random(seed)
     figures = {"keys": count, "key_bytes": key_bytes}
     for order in ("random", "ascending"):
-        keys = packed_keys(count, key_bytes, order, rng)
-        mixed = shuffled(keys, key_bytes, rng)
-        tail = mixed[: key_bytes * max(1, count // 20)]
-        some = len(tail) // key_bytes
-        index = RevisionIndex()
-        before = resident_bytes()
-        assert timed(figures, f"{order}_insert_ns", count, lambda: drive(index, "put", keys, key_bytes, 2)) == count
-        held, grown = index.stats()["held_bytes"], resident_bytes() - before
-        figures[f"{order}_bytes_per_key_beyond_key"] = round(held / count - key_bytes, 2)
-        figures[f"{order}_resident_per_key_beyond_key"] = round(grown / count - key_bytes, 2)
-        assert timed(figures, f"{order}_get_ns", count, lambda: drive(index, "get", mixed, key_bytes)) == count
-        timed(figures, f"{order}_range10_ns", some, lambda: drive(index, "range", tail, key_bytes))
-        timed(figures, f"{order}_count_now_ns", some, lambda: drive(index, "count", tail, key_bytes, 0))
-        main = count + 2
-        assert timed(figures, f"{order}_update_ns", some, lambda: drive(index, "put", tail, key_bytes, main)) == some
-        few = tail[: key_bytes * min(some, 20)]
-        timed(
-            figures, f"{order}_count_old_us", 1000 * len(few) // key_bytes,
-            lambda: drive(index, "count", few, key_bytes, main),
-        )  # fmt: skip
-        timed(figures, f"{order}_get_old_ns", some, lambda: drive(index, "get_old", tail, key_bytes, main - 1))
-        assert compaction(figures, f"{order}_compact", index, main + some) == some
-        main += some
-        timed(figures, f"{order}_delete_ns", count, lambda: drive(index, "tombstone", mixed, key_bytes, main + 1))
-        assert compaction(figures, f"{order}_compact_all", index, main + count + 2) == 2 * count
-        index.clear()
-        assert timed(figures, f"{order}_restore_ns", count, lambda: drive(index, "restore", keys, key_bytes, 2)) == count
-        index.clear()
+        figures |= run_order(order, count, key_bytes, rng)
     return figures
 
 
