@@ -6,6 +6,7 @@ release (default), debug (every Cython check on) or asan (AddressSanitizer, for 
 A failed extension, a Cython warning and a Cython performance hint all fail the build.
 """
 
+import multiprocessing
 import os
 import tempfile
 from pathlib import Path
@@ -72,6 +73,8 @@ def _hint_is_error(position, message, env=None):
     raise Errors.CompileError(position, f"performance hint: {message}")
 
 
+# cythonize compiles in child processes; only forked ones inherit what is set here.
+multiprocessing.set_start_method("fork", force=True)
 Options.warning_errors = True
 Errors.performance_hint = _hint_is_error
 
@@ -98,6 +101,7 @@ def extension_modules():
         modules,
         compiler_directives=DIRECTIVES,
         build_dir=f"build/cython-{KIND}",
+        nthreads=os.cpu_count() if len(modules) > 1 else 0,
         annotate=os.environ.get("ETCDFAST_ANNOTATE") == "1",
     )
 

@@ -154,9 +154,7 @@ class Member:
             for running in stopping:
                 self._signal(running, signal.SIGTERM)
             deadline = time.monotonic() + seconds
-            while any(r.pidfd in self._running for r in stopping):
-                if self._failure is not None:
-                    return
+            while self._failure is None and any(r.pidfd in self._running for r in stopping):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     for running in (r for r in stopping if r.pidfd in self._running):
@@ -164,6 +162,8 @@ class Member:
                         self._discard(running)
                     break
                 self._turn(left)
+            if self._failure is not None:
+                return
         log.info("closed etcd server", name=self._config.name, data_dir=self._config.data_dir)
 
     def _signal(self, running, number):

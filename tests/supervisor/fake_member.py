@@ -1,8 +1,9 @@
 """A member whose three kinds of process are stand-ins: `python fake_member.py [etcdfast flags]`.
 
 The supervisor is the real one. FAKE_<PROCESS> in the environment (FAKE_APPLY, FAKE_FRONTEND0 ...) tells a
-stand-in how to behave: `die:N` exit with status N once up, `fail` refuse to start, `stubborn` ignore
-SIGTERM, `mute` never get ready. Each stand-in appends lines to the file FAKE_REPORT.
+stand-in how to behave: `die:N` exit with status N once up, `fail` refuse to start, `mute` never get
+ready, `fail-stop:N` exit with status N when told to stop, `stubborn` never stop (the supervisor then waits
+only a little). Each stand-in appends lines to the file FAKE_REPORT.
 """
 
 import os
@@ -49,6 +50,8 @@ def child():
             os._exit(1)
         break
     report(f"end {boot.process}")
+    if behaviour.startswith("fail-stop:"):
+        sys.exit(int(behaviour.partition(":")[2]))
 
 
 def peers_of(ring_name):
@@ -61,8 +64,11 @@ def peers_of(ring_name):
 
 
 def supervisor():
-    from etcdfast.supervisor import children, main
+    from etcdfast.supervisor import children, main, member
 
+    for role in member.STOP_SECONDS:
+        if os.environ.get(f"FAKE_{role.upper()}") == "stubborn":
+            member.STOP_SECONDS[role] = 0.2
     children.command_of = lambda role, boot_fd: [sys.executable, __file__, "child", "--boot-fd", str(boot_fd)]
     return main.main()
 

@@ -154,6 +154,26 @@ def test_a_process_that_cannot_start_gives_the_reason(start):
     assert sum(line["level"] == "fatal" for line in member.lines()) == 1
 
 
+@pytest.mark.parametrize("process", ["frontend0", "consensus", "apply"])
+def test_a_process_that_fails_while_stopping_is_a_failure(start, process):
+    member = start(**{process: "fail-stop:74"})
+    member.wait_ready()
+    member.process.terminate()
+    assert member.wait_end() == 74
+    assert member.lines()[-1]["error"] == f"the {process} process ended with status 74"
+    assert "closed etcd server" not in member.messages()
+
+
+@pytest.mark.parametrize("process", ["consensus", "apply"])
+def test_a_process_that_does_not_stop_is_killed(start, process):
+    member = start(**{process: "stubborn"})
+    member.wait_ready()
+    member.process.terminate()
+    assert member.wait_end() == -signal.SIGTERM
+    assert "process did not stop in time; killing it" in member.messages()
+    assert member.messages()[-1] == "closed etcd server"
+
+
 def test_kill_9_of_the_supervisor_leaves_no_process(start):
     member = start("--frontends=2")
     member.wait_ready()
