@@ -18,7 +18,7 @@ from etcdfast._ext.walscan cimport EntryTable, walscan_row
 
 # What a turn has to tell.
 cdef enum:
-    EV_APPENDED = 1  # the raft log grew
+    EV_APPENDED = 1  # the raft log grew (only when asked for)
     EV_DURABLE = 2  # durable_index, durable_term or durable_state advanced
     EV_TICK = 4  # ticks_due > 0
     EV_WAKE = 8  # the wake descriptor is readable (a signal came)
@@ -76,6 +76,7 @@ cdef class Loop:
 
     cdef readonly uint64_t term  # of entries that are drained into the log
     cdef readonly bint accepting  # proposals and reads are taken
+    cdef public bint tell_appended  # end turns with EV_APPENDED: there are members to send entries to
     cdef readonly uint64_t commit
     cdef readonly uint64_t handed  # last index handed to apply
     cdef readonly uint64_t written  # last index given to the WAL

@@ -26,6 +26,7 @@ class Loop:
     wal: Wal
     term: int
     accepting: bool
+    tell_appended: bool
     commit: int
     handed: int
     written: int

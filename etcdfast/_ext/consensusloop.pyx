@@ -235,6 +235,7 @@ cdef class Loop:
         """Hand over entries up to `index`. Precondition: they are durable on a majority."""
         if index > self.commit:
             self.commit = index
+            status_put(self.status, ST_COMMIT_INDEX, index)
 
     def notify_at(self, uint64_t index):
         """Have a turn return REACHED once `index` is handed over."""
@@ -352,7 +353,8 @@ cdef class Loop:
             if self.entries.last != self.reported_last:
                 self.reported_last = self.entries.last
                 status_put(self.status, ST_LAST_INDEX, self.reported_last)
-                events |= EV_APPENDED
+                if self.tell_appended:
+                    events |= EV_APPENDED
             if self.now >= self.tick_at:
                 # A process that was stopped for a while does not make up for the ticks it slept through.
                 self.ticks_due = 1

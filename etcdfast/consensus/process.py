@@ -201,9 +201,7 @@ class Process:
         ready = raft.ready()
         if ready.hard_state is not None:
             loop.hard_state(*ready.hard_state)
-            if ready.commit > loop.commit:
-                loop.commit_to(ready.commit)
-                self._show("commit_index", ready.commit)
+            loop.commit_to(ready.commit)
         if ready.soft is not None:
             self._role_changed(*ready.soft)
         if not self._greet_at and raft.committed_in_term:
