@@ -248,15 +248,16 @@ cdef class Mvcc:
 
     # ---- start ----
 
-    def load(self, items, dict meta, dict meta_revisions):
+    def load(self, items, last_key, dict meta, dict meta_revisions):
         """Rebuild index and revisions from the stored records in order; other buckets go to `meta`
         (key -> value) and `meta_revisions` (key -> revision it is stored at).
 
-        items: iterator of (key, value) of the whole store. Returns how many revisions.
+        items: iterator of (key, value) of the whole store, which must come to last_key (None: it is empty).
+        Returns how many revisions.
         Errors: StoreCorrupt naming the record.
         """
         cdef stored_kv kv
-        cdef bytes key
+        cdef bytes key = None
         cdef bytes value
         cdef const uint8_t *k
         cdef Py_ssize_t key_len
@@ -295,6 +296,8 @@ cdef class Mvcc:
                 meta_revisions[key[10:]] = main
             else:
                 raise StoreCorrupt(f"store holds a key that is none of ours: {key.hex()}")
+        if key != last_key:
+            raise StoreCorrupt(f"store is damaged behind key {key.hex() if key is not None else None}")
         self.in_use_bytes = in_use
         return records
 

@@ -124,14 +124,14 @@ class Compactor:
         Only what came since the last compaction can hold any, so this walks no live data twice.
         """
         end = buckets.KEY + self._revision.to_bytes(8, "big")
+        seen = 0
         for key in islice(self._keys, SWEEP_KEYS):
+            seen += 1
             if key >= end:
                 return True
             if key[9] == 0xFF:
                 batch.delete(key)
-        else:
-            return False
-        return True
+        return seen < SWEEP_KEYS
 
     def _finish(self):
         self._loop.store_meta(buckets.FINISHED_COMPACT, revision_key(self._revision))

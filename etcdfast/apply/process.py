@@ -60,7 +60,8 @@ class Process:
         store = self.store
         mvcc = self.mvcc = Mvcc(store.read, store.new_batch, store.write)
         gc.disable()  # a million short-lived tuples are no garbage cycles
-        records = mvcc.load(store.records(), store.meta, store.meta_revisions)
+        stream, last_key = store.records()
+        records = mvcc.load(stream, last_key, store.meta, store.meta_revisions)
         gc.enable()
         meta_batch = MetaBatch(store, mvcc)
         compactor = Compactor(store, mvcc)

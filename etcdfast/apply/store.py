@@ -86,8 +86,12 @@ class Store:
         return found
 
     def records(self):
-        """(key, value) of the whole stream, in order."""
-        return self.db.items()
+        """(key, value) of the whole stream in order, as an iterator, and the last key it must come to.
+
+        rocksdict's iterators end at a damaged block as if nothing came after it, and do not tell: whoever
+        walks the stream to its end must look whether that was the end.
+        """
+        return self.db.items(), self._last_key()
 
     # ---- other buckets, as apply/cold.py sees them ----
 
@@ -113,10 +117,19 @@ class Store:
         self._meta_keys = None
 
     def _scan_stream(self, start, end):
+        last_key = self._last_key()
+        key = None
         for key, value in self.db.items(from_key=start):
             if key >= end:
                 return
             yield key, value
+        if last_key is not None and last_key >= start and (key is None or key < last_key):
+            raise StoreCorrupt(f"store {self.path} is damaged behind key {key.hex() if key else start.hex()}")
+
+    def _last_key(self):
+        last = self.db.iter()
+        last.seek_to_last()
+        return last.key()
 
     # ---- figures ----
 
