@@ -17,8 +17,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import _path  # noqa: F401
 import grpc
 import psutil
+
+from etcdfast.api import rpcs
+from etcdfast.api.grpc_stubs import Client
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 QUOTA_BYTES = 8 << 30
@@ -111,6 +115,16 @@ class Member:
                 return True
             except grpc.RpcError:
                 return False
+
+    def revision(self) -> int:
+        """The newest revision, by a linearizable read."""
+        with grpc.insecure_channel(self.endpoint) as channel:
+            client = Client(channel)
+            try:
+                request = rpcs.message_class("etcdserverpb.RangeRequest")(key=b"\0")
+                return client.KV.Range(request, timeout=READY_SECONDS).header.revision
+            except grpc.RpcError as e:
+                raise MemberError(f"{self.kind}: {e.details()}") from None
 
     def _log_end(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
