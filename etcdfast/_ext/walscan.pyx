@@ -1,5 +1,6 @@
 """Walking whole logs: segment after segment, into rows of entries and the few facts a start-up needs."""
 
+cimport cython
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -74,6 +75,7 @@ cdef class EntryTable:
     def __len__(self):
         return self.count
 
+    @cython.nonecheck(False)  # objects of our own, never None; the check of debug builds needs the lock
     cdef const uint8_t *data(self, size_t i) noexcept nogil:
         if self.refs[i].offset == 0:
             return NULL
@@ -95,6 +97,7 @@ cdef class EntryTable:
         return ref.type, ref.term, ref.index, data
 
 
+@cython.nonecheck(False)  # objects of our own, never None; the check of debug builds needs the lock
 cdef int table_put(EntryTable table, uint64_t snapshot_index, walrec_entry *entry, const uint8_t *base, uint32_t segment) noexcept nogil:
     cdef uint64_t position
     cdef size_t capacity
@@ -187,11 +190,15 @@ cdef class LogScan:
     def tail_is_zero(self):
         """True when nothing but zeros follows the last good frame of the last segment."""
         cdef const uint8_t[::1] view = self.table.segments[len(self.table.segments) - 1]
+        cdef const uint8_t *base = &view[0]
+        cdef const uint8_t *start = base + self.offset
+        cdef const uint8_t *end = base + view.shape[0]
         cdef bint zero
         with nogil:
-            zero = walrec_all_zero(&view[0] + self.offset, &view[0] + view.shape[0])
+            zero = walrec_all_zero(start, end)
         return zero
 
+    @cython.nonecheck(False)  # objects of our own, never None; the check of debug builds needs the lock
     cdef int walk(self, const uint8_t *base, size_t size, uint32_t segment, bint last) noexcept nogil:
         """Frames up to the next metadata or snapshot record, left unread (OK), or to an end or error."""
         cdef walrec_frame frame

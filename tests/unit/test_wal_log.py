@@ -213,6 +213,9 @@ def test_later_entries_replace_earlier_ones(directory):
         for index in indexes:
             log.append_entry(0, term, index, b"%d/%d" % (term, index))
         log.flush()
+        read = wal.read(directory)
+        assert len(read.entries) == log.last_index, "what follows the replaced entry is gone with it"
+        assert table_entries(read.entries) == model_entries(directory)
     log.append_state(3, 0, 0)
     log.close()
     back = wal.read(directory)
