@@ -17,7 +17,7 @@ import os
 import threading
 
 import rocksdict
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
 
 from etcdfast._ext.mvcc import StoreCorrupt, parse_applied
 from etcdfast.apply import buckets
@@ -91,7 +91,7 @@ class Store:
         rocksdict's iterators end at a damaged block as if nothing came after it, and do not tell: whoever
         walks the stream to its end must look whether that was the end.
         """
-        return self.db.items(), self._last_key()
+        return self.db.items(read_opt=_sweeping()), self._last_key()
 
     # ---- other buckets, as apply/cold.py sees them ----
 
@@ -119,7 +119,7 @@ class Store:
     def _scan_stream(self, start, end):
         last_key = self._last_key()
         key = None
-        for key, value in self.db.items(from_key=start):
+        for key, value in self.db.items(from_key=start, read_opt=_sweeping()):
             if key >= end:
                 return
             yield key, value
@@ -235,6 +235,14 @@ def _options():
     table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_index_block_restart_interval(16)
     options.set_block_based_table_factory(table)
+    return options
+
+
+def _sweeping():
+    """For walks over much of the store: read ahead, and leave the block cache to point reads."""
+    options = ReadOptions()
+    options.fill_cache(False)
+    options.set_readahead_size(MIB)
     return options
 
 
