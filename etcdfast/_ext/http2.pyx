@@ -411,6 +411,8 @@ cdef int h2_server_init(h2_server *server) noexcept nogil:
     nghttp2_option_set_no_auto_window_update(server.option, 1)
     # A closed stream is of no use to a server, and kept ones are memory a client can claim.
     nghttp2_option_set_no_closed_streams(server.option, 1)
+    # Its own limit on resets knows nothing of answered calls and would end honest connections.
+    nghttp2_leave_resets_to_us(server.option)
     return 0
 
 

@@ -151,3 +151,16 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     int nghttp2_submit_ping(nghttp2_session *, uint8_t, const uint8_t *)
     int nghttp2_submit_goaway(nghttp2_session *, uint8_t, int32_t, uint32_t, const uint8_t *, size_t)
     int nghttp2_submit_shutdown_notice(nghttp2_session *)
+
+
+cdef extern from *:
+    """
+    /* Limits that only some versions have (Debian's 1.52 has backported ones), looked up at load time. */
+    extern void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t)
+        __attribute__((weak));
+    static inline void nghttp2_leave_resets_to_us(nghttp2_option *option) {
+        if (nghttp2_option_set_stream_reset_rate_limit)
+            nghttp2_option_set_stream_reset_rate_limit(option, (uint64_t)1 << 40, (uint64_t)1 << 30);
+    }
+    """
+    void nghttp2_leave_resets_to_us(nghttp2_option *option) noexcept nogil

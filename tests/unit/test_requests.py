@@ -1,0 +1,302 @@
+"""Request checks on wire bytes against a plain model of etcd's rules that works on protobuf messages."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etcdfast._ext.requests import check
+from etcdfast.api.errors import ID
+from etcdfast.api.pb import rpc_pb2 as pb
+from etcdfast.api.rpcs import RPCS
+
+RPC = {rpc.method: rpc.id for rpc in RPCS if not rpc.service.startswith("grpc.")}
+OPS_MAX = 4  # small, so that budgets run out
+
+
+# ---- the model
+
+
+class Refused(Exception):
+    pass
+
+
+def check_range(r):
+    if not r.key:
+        raise Refused("EMPTY_KEY")
+    if r.sort_order not in (0, 1, 2) or r.sort_target not in (0, 1, 2, 3, 4):
+        raise Refused("INVALID_SORT_OPTION")
+
+
+def check_put(p):
+    if not p.key:
+        raise Refused("EMPTY_KEY")
+    if p.ignore_value and p.value:
+        raise Refused("VALUE_PROVIDED")
+    if p.ignore_lease and p.lease:
+        raise Refused("LEASE_PROVIDED")
+
+
+def check_delete(d):
+    if not d.key:
+        raise Refused("EMPTY_KEY")
+
+
+def check_txn(t, budget):
+    most = max(len(t.compare), len(t.success), len(t.failure))
+    if most > budget:
+        raise Refused("TOO_MANY_OPS")
+    if any(not c.key for c in t.compare):
+        raise Refused("EMPTY_KEY")
+    for op in [*t.success, *t.failure]:
+        kind = op.WhichOneof("request")
+        if kind is None:
+            raise Refused("KEY_NOT_FOUND")
+        body = getattr(op, kind)
+        if kind == "request_txn":
+            check_txn(body, budget - most)
+        else:
+            {"request_range": check_range, "request_put": check_put, "request_delete_range": check_delete}[kind](body)
+
+
+def covers(delete, key):
+    if not delete.range_end:
+        return key == delete.key
+    return delete.key <= key < delete.range_end
+
+
+def check_overlaps(ops):
+    """Keys put and deletes made by a list, as sets; etcd's order and its blind spots included."""
+
+    def of(kind):
+        return [getattr(op, kind) for op in ops if op.WhichOneof("request") == kind]
+
+    deletes, puts = list(of("request_delete_range")), set()
+
+    def add(key):
+        if key in puts or any(covers(d, key) for d in deletes):
+            raise Refused("DUPLICATE_KEY")
+        puts.add(key)
+
+    for txn in of("request_txn"):
+        then_puts, then_deletes = check_overlaps(txn.success)
+        else_puts, else_deletes = check_overlaps(txn.failure)
+        for key in then_puts:
+            add(key)
+        for key in else_puts - then_puts:
+            add(key)
+        for key in else_puts & then_puts:
+            if any(covers(d, key) for d in deletes):
+                raise Refused("DUPLICATE_KEY")
+        deletes += then_deletes + else_deletes
+    for put in of("request_put"):
+        add(put.key)
+    return puts, deletes
+
+
+def cost(message):
+    if isinstance(message, pb.PutRequest):
+        return 256 + len(message.key) + len(message.value)
+    if isinstance(message, pb.TxnRequest):
+        return max(sum(cost_of_op(op) for op in ops) for ops in (message.success, message.failure))
+    return 0
+
+
+def cost_of_op(op):
+    kind = op.WhichOneof("request")
+    return cost(getattr(op, kind)) if kind else 0
+
+
+def model(message, budget=OPS_MAX):
+    """Symbol of the error, or None."""
+    try:
+        if isinstance(message, pb.TxnRequest):
+            check_txn(message, budget)
+            check_overlaps(message.success)
+            check_overlaps(message.failure)
+        else:
+            {pb.RangeRequest: check_range, pb.PutRequest: check_put, pb.DeleteRangeRequest: check_delete}[
+                type(message)
+            ](message)
+    except Refused as refused:
+        return str(refused)
+    return None
+
+
+def read_only(txn):
+    return all(op.WhichOneof("request") == "request_range" for op in [*txn.success, *txn.failure])
+
+
+def serializable(txn):
+    return read_only(txn) and all(op.request_range.serializable for op in [*txn.success, *txn.failure])
+
+
+# ---- generated requests: few keys, so that they meet
+
+keys = st.sampled_from([b"", b"a", b"b", b"b\0", b"c", b"d"])
+some_keys = st.sampled_from([b"a", b"b", b"b\0", b"c", b"d"])
+ends = st.sampled_from([b"", b"", b"\0", b"a", b"b", b"c", b"e"])
+
+
+def ranges(key=keys):
+    return st.builds(
+        pb.RangeRequest, key=key, range_end=ends, serializable=st.booleans(), limit=st.integers(-5, 5),
+        sort_order=st.integers(-1, 4), sort_target=st.integers(-1, 6),
+        min_mod_revision=st.sampled_from([0, 0, 3]), max_create_revision=st.sampled_from([0, 0, -1]),
+    )
+
+
+def puts(key=keys):
+    return st.builds(
+        pb.PutRequest, key=key, value=st.sampled_from([b"", b"v", b"w" * 200]), lease=st.sampled_from([0, 0, 7, -7]),
+        ignore_value=st.booleans(), ignore_lease=st.booleans(), prev_kv=st.booleans(),
+    )
+
+
+deletes = st.builds(pb.DeleteRangeRequest, key=keys, range_end=ends)
+good_ops = st.one_of(
+    st.builds(lambda k: pb.RequestOp(request_put=pb.PutRequest(key=k, value=b"v")), some_keys),
+    st.builds(lambda k, e: pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=k, range_end=e)), some_keys, ends),
+    st.builds(lambda s: pb.RequestOp(request_range=pb.RangeRequest(key=b"a", serializable=s)), st.booleans()),
+)
+any_ops = st.one_of(
+    good_ops,
+    st.builds(lambda r: pb.RequestOp(request_range=r), ranges()),
+    st.builds(lambda p: pb.RequestOp(request_put=p), puts()),
+    st.builds(lambda d: pb.RequestOp(request_delete_range=d), deletes),
+    st.just(pb.RequestOp()),
+)
+compares = st.lists(st.builds(pb.Compare, key=st.sampled_from([b"a", b"a", b"a", b""])), max_size=2)
+
+
+def txns(ops, size):
+    flat = st.builds(pb.TxnRequest, compare=compares, success=st.lists(ops, max_size=size), failure=st.lists(ops, max_size=size))
+    return st.recursive(
+        flat,
+        lambda inner: st.builds(
+            pb.TxnRequest,
+            success=st.lists(st.one_of(ops, inner.map(lambda t: pb.RequestOp(request_txn=t))), max_size=size),
+            failure=st.lists(st.one_of(ops, inner.map(lambda t: pb.RequestOp(request_txn=t))), max_size=size),
+        ),
+        max_leaves=6,
+    )
+
+
+def verdict(method, message, budget=OPS_MAX):
+    return check(RPC[method], message.SerializeToString(), budget)
+
+
+def assert_like_model(method, message, budget=OPS_MAX):
+    symbol = model(message, budget)
+    got = verdict(method, message, budget)
+    assert not got.malformed
+    assert got.error == (ID[symbol] if symbol else 0)
+    assert got.cost == cost(message)
+
+
+@given(ranges())
+def test_range_is_judged_as_etcd_does(request):
+    assert_like_model("Range", request)
+    assert verdict("Range", request).serializable == request.serializable
+
+
+@given(puts())
+def test_put_is_judged_as_etcd_does(request):
+    assert_like_model("Put", request)
+
+
+@given(deletes)
+def test_delete_range_is_judged_as_etcd_does(request):
+    assert_like_model("DeleteRange", request)
+
+
+@settings(max_examples=400)
+@given(txns(any_ops, 3))
+def test_txn_with_any_operation_is_judged_as_etcd_does(request):
+    assert_like_model("Txn", request)
+    got = verdict("Txn", request)
+    assert (got.read_only, got.serializable) == (read_only(request), serializable(request))
+
+
+@settings(max_examples=600)
+@given(txns(good_ops, 4))
+def test_the_duplicate_key_rule_is_etcds(request):
+    assert_like_model("Txn", request, budget=64)
+
+
+@given(ranges(some_keys))
+def test_range_stream_refuses_order_and_filters_after_the_common_checks(request):
+    got = verdict("RangeStream", request)
+    symbol = model(request)
+    if symbol is None and request.sort_order and (request.sort_order, request.sort_target) != (1, 0):
+        symbol = "RANGE_STREAM_SORT"
+    if symbol is None and (request.min_mod_revision or request.max_create_revision):
+        symbol = "RANGE_STREAM_FILTER"
+    assert got.error == (ID[symbol] if symbol else 0)
+
+
+@given(txns(any_ops, 3), st.data())
+def test_a_cut_message_is_never_read_past_its_end(request, data):
+    whole = request.SerializeToString()
+    cut = whole[: data.draw(st.integers(0, len(whole)))]
+    try:
+        parsed = pb.TxnRequest.FromString(cut)
+    except Exception:
+        assert check(RPC["Txn"], cut, OPS_MAX).malformed
+    else:
+        symbol = model(parsed)
+        assert check(RPC["Txn"], cut, OPS_MAX).error == (ID[symbol] if symbol else 0)
+
+
+@given(st.binary(max_size=60), st.sampled_from(sorted(set(RPC.values()))))
+def test_random_bytes_get_a_verdict(message, method):
+    got = check(method, message, OPS_MAX)
+    assert not (got.malformed and got.error)
+
+
+def nested(depth, leaf):
+    message = leaf
+    for _ in range(depth):
+        message = pb.TxnRequest(success=[pb.RequestOp(request_txn=message)])
+    return message
+
+
+@pytest.mark.parametrize(("depth", "refused"), [(0, False), (127, False), (128, True), (200, True)])
+def test_nesting_spends_the_budget(depth, refused):
+    # protobuf's own parser stops at 100 levels, so the bytes are made by hand
+    body = pb.TxnRequest(success=[pb.RequestOp(request_range=pb.RangeRequest(key=b"k"))]).SerializeToString()
+    for _ in range(depth):
+        for tag in (b"\x22", b"\x12"):  # RequestOp.request_txn, TxnRequest.success
+            size, head = len(body), b""
+            while size >= 128:
+                head += bytes([size & 127 | 128])
+                size >>= 7
+            body = tag + head + bytes([size]) + body
+    assert check(RPC["Txn"], body, 128).error == (ID["TOO_MANY_OPS"] if refused else 0)
+
+
+def test_a_message_full_of_operations_is_judged_without_quadratic_work():
+    # 2 x 60 thousand operations that all have to be compared; quadratic work would take minutes
+    operations = [
+        pb.RequestOp(request_put=pb.PutRequest(key=b"%06d" % i)) for i in range(60_000)
+    ] + [
+        pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=b"x%05d" % i, range_end=b"y")) for i in range(60_000)
+    ]
+    message = pb.TxnRequest(success=operations, failure=operations).SerializeToString()
+    assert check(RPC["Txn"], message, 1 << 30).error == 0
+
+
+def test_a_deep_tree_of_branches_is_judged_without_exponential_work():
+    leaf = pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k"))])
+    message = leaf
+    for _ in range(14):
+        message = pb.TxnRequest(success=[pb.RequestOp(request_txn=message)], failure=[pb.RequestOp(request_txn=message)])
+    assert verdict("Txn", message, 128).error == 0
+    message.success.append(pb.RequestOp(request_put=pb.PutRequest(key=b"k")))
+    assert verdict("Txn", message, 128).error == ID["DUPLICATE_KEY"]
+
+
+def test_compaction_and_member_list_facts():
+    assert verdict("Compact", pb.CompactionRequest(revision=3, physical=True)).physical
+    assert not verdict("Compact", pb.CompactionRequest(revision=3)).physical
+    assert not verdict("MemberList", pb.MemberListRequest(linearizable=True)).serializable
+    assert verdict("MemberList", pb.MemberListRequest()).serializable
