@@ -39,7 +39,7 @@ cdef extern from * nogil:
 cdef enum:
     SLAB_BYTES = 65536
     CHUNK_BYTES = 2097152   # from the system at a time: one huge page, as random reads live on the TLB
-    CHUNK_SLABS = CHUNK_BYTES // SLAB_BYTES
+    CHUNK_SLABS = 32        # CHUNK_BYTES / SLAB_BYTES
     SLAB_HEADER_BYTES = 64  # keeps 64-byte blocks on cache lines
     SLAB_CLASSES = 96       # 64 in steps of 8 bytes, then 8 per doubling
     SLAB_STEP_MAX = 512     # largest block of the 8-byte steps
