@@ -5,7 +5,7 @@ generation. etcd's rules then become rules on that list (tests/unit/revmodel.py 
 way round, per generation, and the tests compare the two):
 
     read at R      take the last revision with main <= R; a tombstone means "not there"
-    compaction, C  drop a prefix of the list; RevisionIndex `history_keep_from` says how long
+    compaction, C  drop a prefix of the list; `history_keep_from` says how long
 
     put 2, put 5, delete 7, put 9        generations {2, 5, 7t} {9}        list 2 5 7t 9
         read at 6 -> 5     at 7 -> none     at 8 -> none     at 9 -> 9
