@@ -52,7 +52,10 @@ def rng() -> random.Random:
 
 def _with(faults: str = "", segment_bytes: int = 64_000_000) -> dict[str, str]:
     """The environment of a member whose log meets these faults."""
-    return {TEST_WAL_VARIABLE: json.dumps({"faults": faults, "segment_bytes": segment_bytes})}
+    settings: dict[str, object] = {"segment_bytes": segment_bytes}
+    if faults:
+        settings["faults"] = faults
+    return {TEST_WAL_VARIABLE: json.dumps(settings)}
 
 
 def _fail_under_load(server: Server, spec: str, rng: random.Random, number: int, checker: Checker) -> tuple[int, str]:

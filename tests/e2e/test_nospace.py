@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.harness import Client, Server, pb, reference_server, target_server
+from tests.harness import Client, Server, pb, reference_server, target_name, target_server
 
 from .etcdctl import etcdctl
 
@@ -12,6 +12,10 @@ QUOTA_BYTES = 8 * 1024 * 1024
 VALUE = bytes(100_000)
 PUTS_MAX = 2000
 KEYS = 40  # few keys, many versions: most of the space is history, which compaction gives back
+
+# From 3.6 a txn that costs no space passes the quota, as a plain read or delete always did
+# (etcd server/storage/quota.go, Available).
+FREE_SINCE_3_6 = ("read in txn", "delete in txn")
 
 Step = tuple[str, object]
 
@@ -95,4 +99,7 @@ def test_nospace_goes_as_in_etcd() -> None:
     assert story["fill"] == (8, "etcdserver: mvcc: database space exceeded")
     assert story["put again"] == (0, "")
     for (step, one), (_, other) in zip(left, right, strict=True):
-        assert other == one, step
+        if step in FREE_SINCE_3_6 and target_name() != "etcd":
+            assert (one, other) == (story["fill"], (0, "")), step
+        else:
+            assert other == one, step
