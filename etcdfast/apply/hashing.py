@@ -23,7 +23,7 @@ def hash_kv(engine, revision, compacted):
     crc = crc32c.update(0, b"key")
     if revision < 0:
         return crc
-    keep_some = compacted >= 0 and engine.live_count_at(revision) > 0
+    keep_some = compacted >= 0 and engine.kept_any(revision)
     end = buckets.KEY + (revision + 1).to_bytes(8, "big")
     items = 0
     for key, value in engine.store.scan(buckets.KEY, end):

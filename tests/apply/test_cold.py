@@ -49,8 +49,8 @@ class Engine:
     def unpin(self, pin):
         self.pins -= 1
 
-    def live_count_at(self, revision):
-        return 1
+    def kept_any(self, revision):
+        return True
 
     def kept_at(self, key, main, sub, revision):
         return key == b"kept"
