@@ -58,7 +58,6 @@ class Process:
         self._stopping = False
         self._greeted = False  # HARD sent, ready told
         self._greet_at = 0  # index after which that happens
-        self._tick_count = 0
         self._fsyncs_seen = (0, 0)
         self.opened = open_member(boot.config, **wal_settings)
         self.loop = None
@@ -300,11 +299,19 @@ class Process:
         loop = self.loop
         self.raft.tick()
         loop.flush_hard_state()
-        self._tick_count += 1
         if self.opened.table is not None and loop.release_replay():
             self.opened = self.opened._replace(table=None)
+        self._watch_disk()
         if self._greeted:
             self._advance_snapshots()
+
+    def _watch_disk(self):
+        """Warn of syncs that took longer than etcd would accept in silence."""
+        seen = self._status[CONSENSUS_WORDS["wal_fsync_count"]], self._status[CONSENSUS_WORDS["wal_fsync_ns"]]
+        count, nanoseconds = (now - before for now, before in zip(seen, self._fsyncs_seen, strict=True))
+        self._fsyncs_seen = seen
+        if count and nanoseconds / count > SLOW_FSYNC_SECONDS * 1e9:
+            log.warn("slow fdatasync", took=f"{nanoseconds / count / 1e9:.3f}s", expected_duration="1s", syncs=count)
 
     def _advance_snapshots(self):
         flushed = self._apply[APPLY_WORDS["flushed_index"]]

@@ -167,7 +167,8 @@ def _open_log(wal_path, snap_dir, wal_settings):
             snapshot = snapfile.read(snap_dir, name)
             found, disk = wal.open_for_append(wal_path, (index, term), **wal_settings)
         except snapfile.SnapFileError as err:
-            log.warn("passed over a snapshot file", reason=str(err))
+            log.warn("set a damaged snapshot file aside", reason=str(err))
+            snapfile.set_aside(snap_dir, name)
             continue
         except wal.WalMissing as err:
             log.warn("passed over a snapshot file", file=name, reason=str(err))

@@ -90,21 +90,10 @@ def read(directory, name):
         raise SnapFileError(f"snapshot file {path}: {err}") from None
 
 
-def newest(directory, usable):
-    """The newest readable snapshot whose (index, term) is in `usable`, or None.
-
-    A file that fails is renamed `.broken`, as etcd does, and the next older one is tried.
-    """
-    for name in names(directory):
-        term, index = position(name)
-        if (index, term) not in usable:
-            continue
-        try:
-            return read(directory, name)
-        except SnapFileError:
-            path = os.path.join(directory, name)
-            os.replace(path, path + ".broken")
-    return None
+def set_aside(directory, name):
+    """Rename a file that cannot be read, as etcd does, so that the next start does not try it again."""
+    path = os.path.join(directory, name)
+    os.replace(path, path + ".broken")
 
 
 def purge(directory, keep):
