@@ -46,6 +46,8 @@ def main(arguments=None):
     from etcdfast.config.load import Answered, UsageError, load
     from etcdfast.supervisor.errors import StartError
 
+    # Until there is a member to stop in order, a signal just ends the program, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = load(arguments, os.environ, log)
