@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 # PutResponse with a header of four large numbers
-REPLY = bytes.fromhex("0a1e08f7a4b2c1d0e0f0c0cb0110a1c2e3f4a5b6c7d8b5011890bd0520022802")[:32]
+REPLY = bytes.fromhex("0a1e08f7a4b2c1d0e0f0c0cb0110a1c2e3f4a5b6c7d8b5011890bd0520022802")
 
 
 def build_echo(folder):
@@ -27,8 +27,17 @@ def build_echo(folder):
     library = Path(folder) / "ringecho.so"
     cc = os.environ.get("CC", sysconfig.get_config_var("CC").split()[0])
     subprocess.run(
-        [cc, "-O2", "-std=gnu11", "-shared", "-fPIC", f"-I{ROOT}/etcdfast/_ext", "-o", library,
-         Path(__file__).with_name("ringecho.c")],
+        [
+            cc,
+            "-O2",
+            "-std=gnu11",
+            "-shared",
+            "-fPIC",
+            f"-I{ROOT}/etcdfast/_ext",
+            "-o",
+            library,
+            Path(__file__).with_name("ringecho.c"),
+        ],
         check=True,
     )
     echo = ctypes.CDLL(str(library)).ringecho
@@ -69,10 +78,25 @@ def measure(calls, conns, streams, value_bytes):
             body.write_bytes(grpc_message(value_bytes))
             before = cpu_seconds(frontend.process.pid)
             run = subprocess.run(
-                ["h2load", "-c", str(conns), "-m", str(streams), "-n", str(calls), "-d", body,
-                 "-H", "content-type: application/grpc", "-H", "te: trailers",
-                 f"http://{frontend.address}/etcdserverpb.KV/Put"],
-                capture_output=True, text=True, check=True,
+                [
+                    "h2load",
+                    "-c",
+                    str(conns),
+                    "-m",
+                    str(streams),
+                    "-n",
+                    str(calls),
+                    "-d",
+                    body,
+                    "-H",
+                    "content-type: application/grpc",
+                    "-H",
+                    "te: trailers",
+                    f"http://{frontend.address}/etcdserverpb.KV/Put",
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             after = cpu_seconds(frontend.process.pid)
         finally:
@@ -82,8 +106,12 @@ def measure(calls, conns, streams, value_bytes):
     succeeded = next(line for line in run.stdout.splitlines() if line.startswith("requests:"))
     user, system = ((b - a) * 1e6 / calls for a, b in zip(before, after))
     return {
-        "answered": answered[0], "h2load": finished, "requests": succeeded,
-        "user_us": user, "system_us": system, "cpu_us": user + system,
+        "answered": answered[0],
+        "h2load": finished,
+        "requests": succeeded,
+        "user_us": user,
+        "system_us": system,
+        "cpu_us": user + system,
     }
 
 
@@ -97,8 +125,10 @@ def main(arguments=None):
     figures = measure(chosen.calls, chosen.conns, chosen.streams, chosen.value_bytes)
     print(figures["h2load"])
     print(figures["requests"])
-    print(f"frontend CPU per call: {figures['cpu_us']:.2f} us "
-          f"(user {figures['user_us']:.2f}, system {figures['system_us']:.2f})")
+    print(
+        f"frontend CPU per call: {figures['cpu_us']:.2f} us "
+        f"(user {figures['user_us']:.2f}, system {figures['system_us']:.2f})"
+    )
     return 0
 
 

@@ -15,6 +15,7 @@ from etcdfast._ext.netsys cimport *
 from etcdfast._ext.nghttp2 cimport NGHTTP2_ENHANCE_YOUR_CALM
 
 cdef uint64_t NS = 1000000000
+cdef uint64_t CLOSING_NS = 10 * NS          # for a peer to take what is written before its GOAWAY
 cdef uint64_t DRAIN_NOTICE_NS = 100000000   # between GOAWAY that announces and the one that fixes the last stream
 
 
@@ -151,7 +152,7 @@ cdef void start_linger(loop_t *loop, conn_t *conn) noexcept nogil:
     unread bytes would reset the connection, and the reset can overtake the GOAWAY."""
     shutdown(conn.fd, SHUT_WR)
     conn.state = CONN_LINGER
-    conn.linger_until_ns = loop.server.now_ns + NS
+    conn.linger_until_ns = loop.server.now_ns + (DRAIN_NOTICE_NS if loop.drain_step else NS)
     conn.readable = True
     ready_add(loop, conn)
 
@@ -204,6 +205,7 @@ cdef void kill_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     h2_close(conn.h2)
     conn.h2 = NULL
     conn.state = CONN_CLOSING
+    conn.linger_until_ns = loop.server.now_ns + CLOSING_NS
     if not write_out(loop, conn, frame, size):
         drop_conn(loop, conn)
     elif conn.pending == NULL:
@@ -363,7 +365,7 @@ cdef void sweep_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     cdef uint64_t now = loop.server.now_ns
     cdef h2_conn *h2 = conn.h2
     if conn.state == CONN_LINGER or conn.state == CONN_CLOSING:
-        if now > conn.linger_until_ns + (0 if conn.state == CONN_LINGER else 10 * NS):
+        if now > conn.linger_until_ns:
             drop_conn(loop, conn)
     elif h2 == NULL:
         if now - conn.opened_ns > loop.header_ns:

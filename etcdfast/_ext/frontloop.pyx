@@ -414,10 +414,10 @@ cdef int turn(loop_t *loop) noexcept nogil:
     while s != NULL:
         expire(loop, s)
         s = timer_expired(&loop.timers, loop.server.now_ns)
-    if loop.server.now_ns - loop.sweep_ns > SWEEP_NS:
-        conn_sweep(loop)
     if loop.drain_step:
         conn_drain(loop)
+    if loop.drain_step or loop.server.now_ns - loop.sweep_ns > SWEEP_NS:
+        conn_sweep(loop)
     conn_flush_dirty(loop)
     give_credit(loop)
     ring_publish(loop.out[RING_CONSENSUS])

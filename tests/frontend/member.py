@@ -71,12 +71,18 @@ class Frontend:
         inherited = [self.listener.fileno(), self.own_bell, frontend_bell, ready_write, life_read, boot_read]
         inherited += [*fds.values(), *pages.values()]
         boot = {
-            "role": "frontend", "index": 0, "frontends": 1, "config": plain_config(**config),
+            "role": "frontend",
+            "index": 0,
+            "frontends": 1,
+            "config": plain_config(**config),
             "supervisor_pid": os.getpid(),
             "fds": {
                 "doorbell": frontend_bell,
                 "doorbells": {"consensus": self.own_bell, "apply": self.own_bell, "frontend0": frontend_bell},
-                "rings": fds, "status": pages, "ready": ready_write, "life": life_read,
+                "rings": fds,
+                "status": pages,
+                "ready": ready_write,
+                "life": life_read,
                 "listen": [[f"http://{self.address}", self.listener.fileno()]],
             },
         }
@@ -124,8 +130,13 @@ class Frontend:
         """One answer record for the call of `record`; waits for room."""
         fields.setdefault("method", record["method"])
         done = lambda: self.answers.push(  # noqa: E731
-            KINDS[kind], payload, slot=record["slot"], generation=record["generation"], stream=record["stream"],
-            frontend=record["frontend"], **fields,
+            KINDS[kind],
+            payload,
+            slot=record["slot"],
+            generation=record["generation"],
+            stream=record["stream"],
+            frontend=record["frontend"],
+            **fields,
         )
         with self.lock:
             if not done():
@@ -160,8 +171,12 @@ class Frontend:
     def channel(self, **options):
         return grpc.insecure_channel(
             self.address,
-            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1),
-                     ("grpc.max_send_message_length", -1), *options.items()],
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                *options.items(),
+            ],
         )
 
 

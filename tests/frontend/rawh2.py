@@ -23,8 +23,12 @@ def message(body):
 
 def request_headers(path="/etcdserverpb.KV/Put", **more):
     headers = {
-        ":method": "POST", ":scheme": "http", ":path": path, ":authority": "test",
-        "content-type": "application/grpc", "te": "trailers",
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "test",
+        "content-type": "application/grpc",
+        "te": "trailers",
     }
     headers.update({name.replace("_", "-"): value for name, value in more.items()})
     return [(name, value) for name, value in headers.items() if value is not None]

@@ -9,8 +9,25 @@ import pytest
 
 from tests.frontend.member import Frontend
 from tests.frontend.rawh2 import (
-    ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, PING, PREFACE, PRIORITY,
-    PROTOCOL_ERROR, RST_STREAM, SETTINGS, WINDOW_UPDATE, Client, frame, message, request_headers,
+    ACK,
+    CANCEL,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    HEADERS,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PROTOCOL_ERROR,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Client,
+    frame,
+    message,
+    request_headers,
 )
 
 PUT = b"\x0a\x01k\x12\x01v"
@@ -43,7 +60,10 @@ def test_a_settings_frame_full_of_entries(frontend, bystander):
 
 
 def test_a_priority_flood(frontend, bystander):
-    assert flood(frontend, frame(PRIORITY, 0, 1, b"\0\0\0\x03\x10") * 100) == (ENHANCE_YOUR_CALM, "too_many_control_frames")
+    assert flood(frontend, frame(PRIORITY, 0, 1, b"\0\0\0\x03\x10") * 100) == (
+        ENHANCE_YOUR_CALM,
+        "too_many_control_frames",
+    )
 
 
 def test_an_unknown_frame_flood(frontend, bystander):
@@ -60,7 +80,10 @@ def test_an_empty_data_flood(frontend, bystander):
 
 
 def test_a_window_update_flood(frontend, bystander):
-    assert flood(frontend, frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1") * 100) == (ENHANCE_YOUR_CALM, "too_many_control_frames")
+    assert flood(frontend, frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1") * 100) == (
+        ENHANCE_YOUR_CALM,
+        "too_many_control_frames",
+    )
 
 
 def test_rapid_reset(frontend, bystander):
@@ -120,7 +143,10 @@ def test_a_small_block_that_expands_to_a_long_header_list(frontend, bystander):
 
 
 def test_the_streams_of_a_connection_are_limited():
-    with Frontend(answer=lambda record, member: [], max_concurrent_streams=10) as frontend, Client(frontend.port) as client:
+    with (
+        Frontend(answer=lambda record, member: [], max_concurrent_streams=10) as frontend,
+        Client(frontend.port) as client,
+    ):
         while client.read_frame()[0] != SETTINGS or not client.frames[-1][3]:
             pass
         settings = client.frames[-1][3]
@@ -140,8 +166,11 @@ def test_slow_starters_are_closed_after_ten_seconds(frontend, bystander):
         client.deadline_seconds = 20
         return client.read_to_end()
 
-    with socket.create_connection(("127.0.0.1", frontend.port), timeout=20) as silent, \
-            Client(frontend.port, greet=False) as half, Client(frontend.port) as greeted:
+    with (
+        socket.create_connection(("127.0.0.1", frontend.port), timeout=20) as silent,
+        Client(frontend.port, greet=False) as half,
+        Client(frontend.port) as greeted,
+    ):
         half.send(PREFACE[:10])
         while greeted.read_frame()[:2] != (SETTINGS, ACK):
             pass
@@ -173,7 +202,12 @@ def test_random_frames(frontend, bystander, seed):
                 broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
                 data = bytes(broken)
             if rng.random() < 0.5:
-                data += frame(rng.randrange(11), rng.randrange(256), rng.choice([0, stream, 1, stream + 2]), rng.randbytes(rng.randrange(20)))
+                data += frame(
+                    rng.randrange(11),
+                    rng.randrange(256),
+                    rng.choice([0, stream, 1, stream + 2]),
+                    rng.randbytes(rng.randrange(20)),
+                )
             if not client.send(data):
                 break
         client.socket.shutdown(socket.SHUT_WR)

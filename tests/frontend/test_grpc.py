@@ -36,8 +36,11 @@ def txn(*ops):
         ("etcdserverpb.KV", "Txn", txn(pb.RequestOp(request_put=pb.PutRequest(key=b"k"))), "f0c", "PROPOSE"),
         ("etcdserverpb.KV", "Txn", txn(pb.RequestOp(request_range=pb.RangeRequest(key=b"k"))), "f0c", "READ"),
         (
-            "etcdserverpb.KV", "Txn",
-            txn(pb.RequestOp(request_range=pb.RangeRequest(key=b"k", serializable=True))), "f0a", "CALL",
+            "etcdserverpb.KV",
+            "Txn",
+            txn(pb.RequestOp(request_range=pb.RangeRequest(key=b"k", serializable=True))),
+            "f0a",
+            "CALL",
         ),
         ("etcdserverpb.KV", "Txn", b"", "f0a", "CALL"),
         ("etcdserverpb.Maintenance", "Alarm", b"", "f0c", "PROPOSE"),
@@ -61,14 +64,26 @@ def test_a_call_takes_its_road(frontend, service, method, body, ring, kind):
         ("etcdserverpb.KV", "Put", b"", "INVALID_ARGUMENT", "etcdserver: key is not provided"),
         ("etcdserverpb.KV", "Range", b"", "INVALID_ARGUMENT", "etcdserver: key is not provided"),
         (
-            "etcdserverpb.KV", "Put", b"\x0a\x05k", "INTERNAL",
+            "etcdserverpb.KV",
+            "Put",
+            b"\x0a\x05k",
+            "INTERNAL",
             "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data",
         ),
         ("etcdserverpb.KV", "Nothing", b"", "UNIMPLEMENTED", "unknown method Nothing for service etcdserverpb.KV"),
-        ("etcdserverpb.Lease", "LeaseGrant", b"", "UNIMPLEMENTED", "unknown method LeaseGrant for service etcdserverpb.Lease"),
+        (
+            "etcdserverpb.Lease",
+            "LeaseGrant",
+            b"",
+            "UNIMPLEMENTED",
+            "unknown method LeaseGrant for service etcdserverpb.Lease",
+        ),
         ("no.Such", "Thing", b"", "UNIMPLEMENTED", "unknown service no.Such"),
         (
-            "etcdserverpb.KV", "Put", b"x" * 2097153, "RESOURCE_EXHAUSTED",
+            "etcdserverpb.KV",
+            "Put",
+            b"x" * 2097153,
+            "RESOURCE_EXHAUSTED",
             "grpc: received message larger than max (2097153 vs. 2097152)",
         ),
         ("grpc.health.v1.Health", "Check", b"\x0a\x01x", "NOT_FOUND", "unknown service"),
@@ -98,11 +113,13 @@ def test_a_large_request_arrives_whole(frontend):
 
 
 def test_errors_from_apply_have_the_tables_text_or_their_own():
-    answers = iter([
-        [("REPLY", b"", {"status": ID["COMPACTED"]})],
-        [("END", b"", {"status": ID["FUTURE_REV"]})],
-        [("REPLY", "söme 100%\n".encode(), {"status": ID["CORRUPT"]})],
-    ])
+    answers = iter(
+        [
+            [("REPLY", b"", {"status": ID["COMPACTED"]})],
+            [("END", b"", {"status": ID["FUTURE_REV"]})],
+            [("REPLY", "söme 100%\n".encode(), {"status": ID["CORRUPT"]})],
+        ]
+    )
     with Frontend(answer=lambda record, member: next(answers)) as frontend, frontend.channel() as channel:
         call = unary(channel, "Range")
         assert failure(call, GET) == ("OUT_OF_RANGE", "etcdserver: mvcc: required revision has been compacted")
@@ -129,7 +146,8 @@ def by_hand(frontend, data_of):
         (
             {"grpc_encoding": "gzip"},
             {
-                "grpc-status": "12", "grpc-accept-encoding": "identity",
+                "grpc-status": "12",
+                "grpc-accept-encoding": "identity",
                 "grpc-message": 'grpc: Decompressor is not installed for grpc-encoding "gzip"',
             },
         ),
@@ -137,7 +155,10 @@ def by_hand(frontend, data_of):
         ({"content-type": "application/grpc+proto"}, {"grpc-status": "0"}),
         ({"te": None, "hasleader": "true", "grpc_timeout": "99999999H"}, {"grpc-status": "0"}),
         ({":path": "etcdserverpb.KV/Put"}, {"reset": 1}),
-        ({":path": "/etcdserverpb.KV"}, {"grpc-status": "12", "grpc-message": 'malformed method name: "/etcdserverpb.KV"'}),
+        (
+            {":path": "/etcdserverpb.KV"},
+            {"grpc-status": "12", "grpc-message": 'malformed method name: "/etcdserverpb.KV"'},
+        ),
     ],
 )
 def test_request_headers_are_checked(frontend, headers, expected):
@@ -155,7 +176,10 @@ def test_request_headers_are_checked(frontend, headers, expected):
     ("payload", "text"),
     [
         (b"", "cardinality violation: received no request message from non-client-streaming RPC"),
-        (message(PUT) + message(PUT), "cardinality violation: received multiple request messages for non-client-streaming RPC"),
+        (
+            message(PUT) + message(PUT),
+            "cardinality violation: received multiple request messages for non-client-streaming RPC",
+        ),
         (message(PUT)[:-1], "unexpected EOF"),
         (b"\0\0", "unexpected EOF"),
         (b"\1" + message(PUT)[1:], "grpc: compressed flag set with identity or empty encoding"),
@@ -166,8 +190,11 @@ def test_request_headers_are_checked(frontend, headers, expected):
 def test_a_unary_call_is_one_whole_message(frontend, payload, text, piece):
     def data_of(client):
         pieces = [payload[i : i + piece] for i in range(0, len(payload), piece)]
-        return client.head(request_headers(), 1) + b"".join(frame(DATA, 0, 1, p) for p in pieces) + \
-            frame(DATA, END_STREAM, 1)
+        return (
+            client.head(request_headers(), 1)
+            + b"".join(frame(DATA, 0, 1, p) for p in pieces)
+            + frame(DATA, END_STREAM, 1)
+        )
 
     got = by_hand(frontend, data_of)
     assert (got["grpc-status"], got["grpc-message"]) == ("13", text)

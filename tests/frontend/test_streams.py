@@ -119,7 +119,10 @@ def test_a_reader_that_goes_away_cancels_the_stream():
 def test_many_small_windows_are_respected():
     body = b"0123456789" * 500
 
-    with Frontend(answer=lambda record, member: [("REPLY", body, {})]) as frontend, Client(frontend.port, greet=False) as client:
+    with (
+        Frontend(answer=lambda record, member: [("REPLY", body, {})]) as frontend,
+        Client(frontend.port, greet=False) as client,
+    ):
         from tests.frontend.rawh2 import PREFACE, SETTINGS
 
         client.send(PREFACE + frame(SETTINGS, 0, 0, b"\0\x04" + (100).to_bytes(4, "big")))  # INITIAL_WINDOW_SIZE
@@ -137,7 +140,12 @@ def test_many_small_windows_are_respected():
 
 def test_records_of_calls_that_do_not_exist_are_dropped():
     def answer(record, member):
-        for slot, generation, stream in ((0, 99, 1), (7, 1, 1), (1 << 31, 1, 1), (record["slot"], record["generation"], 99)):
+        for slot, generation, stream in (
+            (0, 99, 1),
+            (7, 1, 1),
+            (1 << 31, 1, 1),
+            (record["slot"], record["generation"], 99),
+        ):
             strange = {**record, "slot": slot, "generation": generation, "stream": stream}
             for kind in KINDS:
                 member.push(strange, kind, b"x")

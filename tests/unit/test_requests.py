@@ -139,23 +139,36 @@ ends = st.sampled_from([b"", b"", b"\0", b"a", b"b", b"c", b"e"])
 
 def ranges(key=keys):
     return st.builds(
-        pb.RangeRequest, key=key, range_end=ends, serializable=st.booleans(), limit=st.integers(-5, 5),
-        sort_order=st.integers(-1, 4), sort_target=st.integers(-1, 6),
-        min_mod_revision=st.sampled_from([0, 0, 3]), max_create_revision=st.sampled_from([0, 0, -1]),
+        pb.RangeRequest,
+        key=key,
+        range_end=ends,
+        serializable=st.booleans(),
+        limit=st.integers(-5, 5),
+        sort_order=st.integers(-1, 4),
+        sort_target=st.integers(-1, 6),
+        min_mod_revision=st.sampled_from([0, 0, 3]),
+        max_create_revision=st.sampled_from([0, 0, -1]),
     )
 
 
 def puts(key=keys):
     return st.builds(
-        pb.PutRequest, key=key, value=st.sampled_from([b"", b"v", b"w" * 200]), lease=st.sampled_from([0, 0, 7, -7]),
-        ignore_value=st.booleans(), ignore_lease=st.booleans(), prev_kv=st.booleans(),
+        pb.PutRequest,
+        key=key,
+        value=st.sampled_from([b"", b"v", b"w" * 200]),
+        lease=st.sampled_from([0, 0, 7, -7]),
+        ignore_value=st.booleans(),
+        ignore_lease=st.booleans(),
+        prev_kv=st.booleans(),
     )
 
 
 deletes = st.builds(pb.DeleteRangeRequest, key=keys, range_end=ends)
 good_ops = st.one_of(
     st.builds(lambda k: pb.RequestOp(request_put=pb.PutRequest(key=k, value=b"v")), some_keys),
-    st.builds(lambda k, e: pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=k, range_end=e)), some_keys, ends),
+    st.builds(
+        lambda k, e: pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=k, range_end=e)), some_keys, ends
+    ),
     st.builds(lambda s: pb.RequestOp(request_range=pb.RangeRequest(key=b"a", serializable=s)), st.booleans()),
 )
 any_ops = st.one_of(
@@ -169,7 +182,9 @@ compares = st.lists(st.builds(pb.Compare, key=st.sampled_from([b"a", b"a", b"a",
 
 
 def txns(ops, size):
-    flat = st.builds(pb.TxnRequest, compare=compares, success=st.lists(ops, max_size=size), failure=st.lists(ops, max_size=size))
+    flat = st.builds(
+        pb.TxnRequest, compare=compares, success=st.lists(ops, max_size=size), failure=st.lists(ops, max_size=size)
+    )
     return st.recursive(
         flat,
         lambda inner: st.builds(
@@ -276,10 +291,9 @@ def test_nesting_spends_the_budget(depth, refused):
 
 def test_a_message_full_of_operations_is_judged_without_quadratic_work():
     # 2 x 60 thousand operations that all have to be compared; quadratic work would take minutes
-    operations = [
-        pb.RequestOp(request_put=pb.PutRequest(key=b"%06d" % i)) for i in range(60_000)
-    ] + [
-        pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=b"x%05d" % i, range_end=b"y")) for i in range(60_000)
+    operations = [pb.RequestOp(request_put=pb.PutRequest(key=b"%06d" % i)) for i in range(60_000)] + [
+        pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=b"x%05d" % i, range_end=b"y"))
+        for i in range(60_000)
     ]
     message = pb.TxnRequest(success=operations, failure=operations).SerializeToString()
     assert check(RPC["Txn"], message, 1 << 30).error == 0
@@ -289,7 +303,9 @@ def test_a_deep_tree_of_branches_is_judged_without_exponential_work():
     leaf = pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k"))])
     message = leaf
     for _ in range(14):
-        message = pb.TxnRequest(success=[pb.RequestOp(request_txn=message)], failure=[pb.RequestOp(request_txn=message)])
+        message = pb.TxnRequest(
+            success=[pb.RequestOp(request_txn=message)], failure=[pb.RequestOp(request_txn=message)]
+        )
     assert verdict("Txn", message, 128).error == 0
     message.success.append(pb.RequestOp(request_put=pb.PutRequest(key=b"k")))
     assert verdict("Txn", message, 128).error == ID["DUPLICATE_KEY"]
