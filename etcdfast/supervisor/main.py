@@ -9,11 +9,13 @@ from etcdfast import log, version
 
 def _start(config):
     """Bring the member up and watch it until it ends; the signal that stopped it."""
+    from etcdfast._ext import proc
     from etcdfast.config.checks import check_bootstrap
     from etcdfast.supervisor.datadir import is_new_member, open_data_dir
     from etcdfast.supervisor.listeners import open_listeners
     from etcdfast.supervisor.member import Member
 
+    proc.set_name("etcdfast")
     log.info(
         "starting etcdfast",
         etcdfast_version=version.__version__,
