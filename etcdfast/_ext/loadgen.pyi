@@ -16,13 +16,9 @@ class Generator:
     Errors: ValueError for shapes that do not fit, OSError when epoll cannot be had.
     """
 
-    conn_count: int
-    client_count: int
     open_conns: int
     running: int
-    started: bool
     aborted: bool
-    start_unix_second: int
     start_ns: int
     end_ns: int
     response_bytes: int

@@ -1,29 +1,19 @@
-# Closed-loop gRPC load over plaintext HTTP/2: the records of one generator thread.
+# Records and states of the load generator; everything one generator thread works on.
 #
 # A generator must cost far less than the server it drives, for both share the machine. Three things
 # carry that: requests are memcpy (every header is in the peer's HPACK table after the first one),
 # one `send` carries all requests a connection has ready, and a header block made of table references
 # only is decoded once per connection.
+#
+# loadsys      system calls
+# loadtypes    records and states
+# loadstats    latencies and failures
+# loadclients  the closed loop: next request, rate, whose turn it is
+# loadstream   streams and output of a connection
+# loadh2       HTTP/2 without I/O
+# loadgen      sockets, the epoll loop, and what Python sees
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-
-
-cdef extern from "nghttp2/nghttp2.h" nogil:
-    ctypedef struct nghttp2_hd_inflater:
-        pass
-    ctypedef struct nghttp2_nv:
-        uint8_t* name
-        uint8_t* value
-        size_t namelen
-        size_t valuelen
-    int nghttp2_hd_inflate_new(nghttp2_hd_inflater** inflater_ptr)
-    void nghttp2_hd_inflate_del(nghttp2_hd_inflater* inflater)
-    ssize_t nghttp2_hd_inflate_hd2(nghttp2_hd_inflater* inflater, nghttp2_nv* nv_out, int* flags,
-                                   const uint8_t* data, size_t length, int final)
-    int nghttp2_hd_inflate_end_headers(nghttp2_hd_inflater* inflater)
-    enum:
-        NGHTTP2_HD_INFLATE_FINAL
-        NGHTTP2_HD_INFLATE_EMIT
 
 
 cdef enum:
@@ -37,6 +27,77 @@ cdef enum:
     MEMOS = 4                    # a unary response has two header blocks; two more for errors
     ADDRESS_BYTES_MAX = 128      # sizeof(struct sockaddr_storage)
     BLOCK_BYTES_MAX = 4096       # one request's header block, full form
+
+
+cdef enum:
+    CLIENT_DONE
+    CLIENT_LIMITED               # waits for the rate limiter
+    CLIENT_READY                 # in its connection's ready queue
+    CLIENT_INFLIGHT              # has a stream
+
+cdef enum:
+    CONN_IDLE                    # no socket; connects at retry_ns
+    CONN_CONNECTING
+    CONN_HANDSHAKE               # preface sent, peer's SETTINGS not seen
+    CONN_OPEN
+    CONN_DRAINING                # takes no new stream; closed when the last one ends
+
+cdef enum:
+    TABLE_EMPTY                  # next block enters the headers into the peer's table
+    TABLE_FILLED
+    TABLE_UNUSABLE               # the peer's table is too small for our headers
+    TABLE_RESIZED                # next block must begin with size updates, then as EMPTY
+
+cdef enum:
+    # reasons a connection ends; negative so that parsers can return them
+    END_EOF = -1
+    END_ERRNO = -2
+    END_PROTOCOL = -3
+    END_COMPRESSION = -4
+    END_FLOW = -5
+    END_OVERLOAD = -6
+    END_MEMORY = -7
+    END_DRAINED = -8             # by our own wish, no stream open
+    END_NOT_HTTP2 = -9
+
+cdef enum:
+    GRPC_CANCELLED = 1
+    GRPC_UNKNOWN = 2
+    GRPC_RESOURCE_EXHAUSTED = 8
+    GRPC_UNIMPLEMENTED = 12
+    GRPC_INTERNAL = 13
+    GRPC_UNAVAILABLE = 14
+    GRPC_STATUS_MISSING = -1
+
+
+cdef enum:
+    FRAME_DATA = 0
+    FRAME_HEADERS = 1
+    FRAME_RST_STREAM = 3
+    FRAME_SETTINGS = 4
+    FRAME_PUSH_PROMISE = 5
+    FRAME_PING = 6
+    FRAME_GOAWAY = 7
+    FRAME_WINDOW_UPDATE = 8
+    FRAME_CONTINUATION = 9
+
+cdef enum:
+    FLAG_ACK = 0x1
+    FLAG_END_STREAM = 0x1
+    FLAG_END_HEADERS = 0x4
+    FLAG_PADDED = 0x8
+    FLAG_PRIORITY = 0x20
+
+cdef enum:
+    FRAME_BYTES_MAX = 16384      # what we accept, as we send no SETTINGS_MAX_FRAME_SIZE
+    INPUT_BYTES = 262144         # one read; shared by all connections
+    KEPT_BYTES_MAX = 16393       # one frame that is not DATA
+    BLOCK_TOTAL_BYTES_MAX = 65536
+    OUT_HIGH_BYTES = 262144      # above this a connection starts no new request
+    OUT_BYTES_MAX = 1048576      # a peer that does not read, but makes us answer, is cut here
+    EVENTS_MAX = 512
+    CONNECTING_MAX = 128         # below any usual listen backlog
+    TIMER_EVENT = 0x7fffffff
 
 
 ctypedef struct Template:
@@ -92,6 +153,11 @@ ctypedef struct Memo:
 ctypedef struct StreamSlot:
     uint32_t stream_id           # 0: free
     int32_t client
+
+
+cdef extern from "nghttp2/nghttp2.h" nogil:
+    ctypedef struct nghttp2_hd_inflater:
+        pass
 
 
 ctypedef struct Conn:
@@ -160,6 +226,66 @@ ctypedef struct ErrorRow:
     uint8_t text[240]
 
 
+ctypedef struct Load:
+    # Everything one generator thread works on; owned by its Generator.
+    Client* clients
+    Conn* conns
+    Endpoint* endpoints
+    StreamSlot* slot_store
+    Template templates[2]
+    Histogram* histograms
+    Second* seconds
+    ErrorRow* errors
+    uint8_t* input
+    uint8_t* value_pool
+    int32_t* limited             # ring of clients that wait for the limiter, in slot order
+    int32_t* dirty               # connections to flush at the end of the turn
+    int epoll_fd
+    int timer_fd
+    int64_t* next_index          # shared by all processes
+    int64_t* stop_flag
+    int64_t* done_count          # this process's row of progress
+    uint32_t conn_count
+    uint32_t client_count
+    uint32_t endpoint_count
+    uint32_t template_count
+    uint32_t error_count
+    uint32_t limited_head
+    uint32_t limited_count
+    uint32_t dirty_count
+    uint32_t connecting
+    uint32_t idle
+    uint32_t open_conns
+    uint32_t running             # clients that have not finished
+    bint started
+    bint aborted                 # no connection for dial_timeout
+    bint streaming
+    bint sequential
+    uint32_t stream_ids_max      # a connection is replaced beyond this stream id
+    uint32_t key_bytes
+    uint32_t value_bytes
+    uint64_t key_space
+    uint64_t seed
+    uint64_t read_share          # of 2**32; template 0 below it, template 1 from it
+    int64_t total
+    int64_t interval_ns
+    int64_t last_slot_ns
+    int64_t timer_armed_ns
+    int64_t dial_timeout_ns
+    int64_t down_since_ns
+    int64_t unix_offset_ns
+    int64_t start_unix_second
+    int64_t start_ns
+    int64_t end_ns               # last response
+    int64_t response_bytes
+    int64_t reconnects
+    char last_error[200]         # why a connection ended last
+
+
+cdef extern from *:
+    int __builtin_clzll(unsigned long long) nogil
+
+
 cdef inline uint32_t bucket_of(uint64_t value) noexcept nogil:
     """Bucket of a value: exact below 256, then the top 8 bits and their position."""
     cdef uint32_t shift
@@ -197,7 +323,3 @@ cdef inline void store_frame_head(uint8_t* p, uint32_t length, uint8_t kind, uin
     p[3] = kind
     p[4] = flags
     store_be32(p + 5, stream_id)
-
-
-cdef extern from *:
-    int __builtin_clzll(unsigned long long) nogil
