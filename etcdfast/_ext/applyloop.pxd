@@ -58,6 +58,7 @@ cdef class ApplyLoop:
     cdef outbuf outbox          # ipc_records of the turn, in order
     cdef ipc_record *reads[TURN_RECORDS_MAX]
     cdef int reads_count
+    cdef object deferred        # deque of reads as bytes, from turns that had no time for them
     cdef dict streams           # (frontend, slot, generation, stream) -> LongAnswer
     cdef object runnable        # deque of those with something to do, in turn
     cdef list calls             # [(generator, asker as bytes)]

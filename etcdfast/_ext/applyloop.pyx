@@ -56,7 +56,9 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef enum:
     SLEEP_MS = 1000
-    READ_BUDGET = 512        # index records that a read may look at before it is sliced
+    READ_NS = 2000000        # of short reads per turn and source
+    DEFERRED_MAX = 4096      # reads that wait for a turn with time
+    READ_BUDGET = 256        # index records that a read may look at before it is sliced
 
 
 class LoopError(Exception):
@@ -112,6 +114,7 @@ cdef class ApplyLoop:
         self.runnable = deque()
         self.calls = []
         self.cancels = {}
+        self.deferred = deque()
         self.pins = {}
         outbuf_init(&self.answer)
         outbuf_init(&self.outbox)
@@ -196,9 +199,10 @@ cdef class ApplyLoop:
             self.finish_batch()
         self.publish()
         self.deliver()
-        if self.reads_count:
+        if self.reads_count or self.deferred:
             self.run_reads()
             self.deliver()
+            worked |= 1
         ring_release(self.ca)
         worked |= self.take_calls()
         if self.calls:
@@ -222,6 +226,8 @@ cdef class ApplyLoop:
         cdef uint64_t taken = 0
         cdef asker who
         self.reads_count = 0
+        if len(self.deferred) >= DEFERRED_MAX:
+            return 0  # reads come in faster than they can be answered: let the ring fill
         while records < TURN_RECORDS_MAX and taken < TURN_BYTES_MAX and self.outbox.size < TURN_ANSWER_BYTES_MAX:
             r = ring_peek(self.ca)
             if r == NULL:
@@ -361,11 +367,28 @@ cdef class ApplyLoop:
     # ---- reads and calls ----
 
     cdef int run_reads(self) except -1:
-        cdef int i
-        for i in range(self.reads_count):
-            self.run_read(self.reads[i])
+        """Reads of earlier turns, then those of this one, for about READ_NS; the rest waits for the next turn."""
+        cdef int64_t stop = now_ns() + READ_NS
+        cdef int i = 0
+        cdef ipc_record *r
+        while self.deferred:
+            self.run_read(<ipc_record *>PyBytes_AS_STRING(self.deferred.popleft()))
             if self.outbox.size > TURN_ANSWER_BYTES_MAX:
                 self.deliver()
+            if now_ns() >= stop:
+                break
+        while i < self.reads_count and not self.deferred:
+            self.run_read(self.reads[i])
+            i += 1
+            if self.outbox.size > TURN_ANSWER_BYTES_MAX:
+                self.deliver()
+            if (i & 15) == 0 and now_ns() >= stop:
+                break
+        # The ring gets its bytes back after every turn: entries behind these reads must not wait for them.
+        while i < self.reads_count:
+            r = self.reads[i]
+            self.deferred.append(PyBytes_FromStringAndSize(<char *>r, r.length))
+            i += 1
         self.reads_count = 0
         return 0
 
@@ -488,10 +511,11 @@ cdef class ApplyLoop:
         cdef int i
         cdef int records
         cdef int worked = 0
+        cdef int64_t stop = now_ns() + READ_NS
         for i in range(self.frontends):
             ring = self.fa[i]
             records = 0
-            while records < TURN_RECORDS_MAX:
+            while records < TURN_RECORDS_MAX and ((records & 15) != 15 or now_ns() < stop):
                 r = ring_peek(ring)
                 if r == NULL:
                     if ring_broken(ring):
@@ -502,6 +526,7 @@ cdef class ApplyLoop:
                 ring_advance(ring, r)
                 if self.outbox.size > TURN_ANSWER_BYTES_MAX:
                     self.deliver()
+            # A record taken is a record done: what time did not reach stays in the ring.
             ring_release(ring)
             worked |= records
         return worked

@@ -27,6 +27,7 @@ cdef class KvOps:
     cdef public int alarms       # ALARM_* bits
     cdef outbuf path             # which branch each transaction reached takes, one byte each
     cdef uint64_t path_at        # next of those bytes
+    cdef outbuf deletes          # delete_requests met while checking puts, in order of execution
 
     # ERR_ id, or OPS_*.
     cdef int put(self, const bytes_view *message, outbuf *out) except OPS_FAILED
@@ -46,6 +47,7 @@ cdef class KvOps:
     cdef int choose(self, const bytes_view *message, int depth) except OPS_FAILED
     cdef int check(self, const bytes_view *message, int op) except OPS_FAILED
     cdef int check_op(self, int op, const bytes_view *inner) except OPS_FAILED
+    cdef bint deleted_before(self, const bytes_view *key) noexcept nogil
     cdef int execute(self, const bytes_view *message, outbuf *out, uint64_t top) except OPS_FAILED
     cdef int holds(self, const compare_op *c) except OPS_FAILED
     cdef bint has_put(self, const bytes_view *message) noexcept nogil

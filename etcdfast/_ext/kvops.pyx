@@ -2,7 +2,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memmove
+from libc.string cimport memcmp, memcpy, memmove
 
 from etcdfast._ext.errids cimport (
     ERR_COMPACTED, ERR_CORRUPT, ERR_FUTURE_REV, ERR_KEY_NOT_FOUND, ERR_LEASE_NOT_FOUND, ERR_NO_SPACE,
@@ -13,7 +13,7 @@ from etcdfast._ext.kvreq cimport (
     COMPARE_CREATE, COMPARE_EQUAL, COMPARE_GREATER, COMPARE_LEASE, COMPARE_LESS, COMPARE_MOD,
     COMPARE_NOT_EQUAL, COMPARE_VALUE, COMPARE_VERSION, OP_DELETE, OP_NONE, OP_PUT, OP_RANGE, OP_TXN,
     TXN_COMPARE, TXN_FAILURE, TXN_SUCCESS, bytes_view, compare_op, cursor_at, decode_compare, decode_delete,
-    decode_op, decode_put, decode_range, delete_request, put_request, range_request,
+    decode_op, decode_put, decode_range, delete_request, put_request, range_request, whole_tail,
 )
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbuf cimport (
@@ -41,9 +41,11 @@ cdef class KvOps:
         self.alarms = 0
         self.ids.cluster = self.ids.member = self.ids.term = 0
         outbuf_init(&self.path)
+        outbuf_init(&self.deletes)
 
     def __dealloc__(self):
         outbuf_free(&self.path)
+        outbuf_free(&self.deletes)
 
     cdef void header(self, outbuf *out, int64_t revision) noexcept nogil:
         """The full ResponseHeader as field 1."""
@@ -190,6 +192,8 @@ cdef class KvOps:
             return error
         # etcd looks at all puts before it looks at any range: that decides which of two errors is told.
         self.path_at = 0
+        self.deletes.size = 0
+        self.deletes.failed = False
         error = 0 if read_only else self.check(message, OP_PUT)
         if error == 0:
             self.path_at = 0
@@ -199,6 +203,8 @@ cdef class KvOps:
         self.path_at = 0
         error = self.execute(message, out, 1 if read_only else 2)
         if error:
+            if self.mvcc.sub:
+                raise AssertionError(f"a transaction failed after its checks: error {error}")
             return error
         self.mvcc.commit()
         revision = self.mvcc.current
@@ -339,8 +345,16 @@ cdef class KvOps:
         cdef range_request query
         cdef delete_request deletion
         cdef KeyInfo info
+        cdef uint8_t *p
         if op == OP_DELETE:
-            return OPS_MALFORMED if decode_delete(inner, &deletion) < 0 else 0
+            if decode_delete(inner, &deletion) < 0:
+                return OPS_MALFORMED
+            p = outbuf_reserve(&self.deletes, sizeof(delete_request))
+            if p == NULL:
+                raise MemoryError
+            memcpy(p, &deletion, sizeof(delete_request))
+            self.deletes.size += sizeof(delete_request)
+            return 0
         if op == OP_RANGE:
             if decode_range(inner, &query) < 0:
                 return OPS_MALFORMED
@@ -355,9 +369,26 @@ cdef class KvOps:
         if put.ignore_value or put.ignore_lease:
             if self.mvcc.index.get(<const char *>put.key.data, <uint32_t>put.key.size, 0, &info) != 0:
                 return ERR_KEY_NOT_FOUND
+            # The API lets some deletes of a key that is put later pass; etcd then dies of it.
+            if self.deleted_before(&put.key):
+                return ERR_KEY_NOT_FOUND
         if put.lease != 0 and not self.lease_exists(put.lease):
             return ERR_LEASE_NOT_FOUND
         return 0
+
+    cdef bint deleted_before(self, const bytes_view *key) noexcept nogil:
+        """Whether a delete that comes earlier in the transaction covers the key."""
+        cdef const delete_request *deletion = <const delete_request *>self.deletes.data
+        cdef uint64_t count = self.deletes.size // sizeof(delete_request)
+        cdef uint64_t i
+        for i in range(count):
+            if deletion[i].end.size == 0:
+                if view_compare(key, &deletion[i].key) == 0:
+                    return True
+            elif view_compare(key, &deletion[i].key) >= 0 and (
+                    whole_tail(&deletion[i].end) or view_compare(key, &deletion[i].end) < 0):
+                return True
+        return False
 
     cdef int execute(self, const bytes_view *message, outbuf *out, uint64_t top) except OPS_FAILED:
         """Carry out the branch taken and write succeeded and responses; top: 0 nested, 1 read only, 2 writes."""
@@ -412,6 +443,11 @@ cdef class KvOps:
             # What the transaction changes must not depend on how much memory its answer takes.
             out.failed = True
         return 0
+
+
+cdef int view_compare(const bytes_view *a, const bytes_view *b) noexcept nogil:
+    cdef int order = memcmp(a.data, b.data, a.size if a.size < b.size else b.size)
+    return order if order else (a.size > b.size) - (a.size < b.size)
 
 
 cdef bint compare_holds(const compare_op *c, const stored_kv *kv) noexcept nogil:

@@ -183,7 +183,10 @@ cdef class Mvcc:
                 return <bytes>self.pending_values[low]
         revision_key = PyBytes_FromStringAndSize(NULL, REVISION_KEY_BYTES)
         put_revision_key(<uint8_t *>PyBytes_AS_STRING(revision_key), main, sub)
-        value = self.read(revision_key)
+        try:
+            value = self.read(revision_key)
+        except Exception as err:
+            raise StoreCorrupt(f"cannot read revision {main}_{sub}: {err}") from err
         if type(value) is not bytes:
             raise StoreCorrupt(f"revision {main}_{sub} is in the index and not in the store")
         return <bytes>value

@@ -19,6 +19,7 @@ import threading
 import rocksdict
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
 
+from etcdfast import log
 from etcdfast._ext.mvcc import StoreCorrupt, parse_applied
 from etcdfast.apply import buckets
 
@@ -54,6 +55,7 @@ class Store:
         self.meta_revisions = {}  # key -> revision it is stored at
         self._meta_keys = None
         self.flushing = None
+        self.compacting = False
 
     # ---- hot path ----
 
@@ -162,13 +164,17 @@ class Store:
         return True
 
     def start_compaction(self):
-        """Let RocksDB give back the space of deleted records, in a thread."""
+        """Let RocksDB give back the space of deleted records, in a thread. One at a time is enough."""
+        if self.compacting:
+            return
+        self.compacting = True
 
         def work():
             try:
                 self.db.compact_range(None, None)
-            except Exception:
-                return  # space comes back later; a broken disk shows itself on the next flush
+            except Exception as err:  # space comes back later; a broken disk shows itself on the next flush
+                log.warn("compaction of the store ended early", error=_one_line(err))
+            self.compacting = False
 
         threading.Thread(target=work, name="compact", daemon=True).start()
 
@@ -177,7 +183,10 @@ class Store:
             self.flushing.join()
         try:
             self.db.flush(True)
-            self.db.close()
+            if self.compacting:
+                self.db.cancel_all_background(True)  # cut short: it changes no data, and the process ends
+            else:
+                self.db.close()
         except Exception as err:
             raise StoreError(f"cannot close the store: {_one_line(err)}") from err
 

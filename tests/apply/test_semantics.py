@@ -106,3 +106,19 @@ def run_model(model, method, request):
         return getattr(model, METHODS[method])(request)
     except Refused as refused:
         return refused
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_put_that_its_own_transaction_took_the_key_from(tmp_path, nested):
+    """etcd dies of this transaction; here it is refused before anything is written."""
+    rig = Rig(tmp_path / "store")
+    rig.put(b"p", b"v")
+    txn = rpc_pb2.TxnRequest()
+    branch = txn.success.add().request_txn.success if nested else txn.success
+    branch.add().request_put.CopyFrom(rpc_pb2.PutRequest(key=b"other", value=b"v"))
+    branch.add().request_delete_range.CopyFrom(rpc_pb2.DeleteRangeRequest(key=b"\0", range_end=b"\0"))
+    txn.success.add().request_put.CopyFrom(rpc_pb2.PutRequest(key=b"p", ignore_value=True))
+    assert rig.call("Txn", txn).status == "KEY_NOT_FOUND"
+    assert [kv.key for kv in rig.range(b"\0", b"\0").message.kvs] == [b"p"]
+    assert rig.put(b"q").message.header.revision == 3
+    rig.close()
