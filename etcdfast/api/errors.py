@@ -6,7 +6,7 @@ Source: etcd's `api/v3rpc/rpctypes` for code and text, and reference/etcd-behavi
 gotchas G1 and G2 there explain the three rows whose code is UNKNOWN.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 OK = 0
 CANCELLED = 1
@@ -25,12 +25,9 @@ DATA_LOSS = 15
 UNAUTHENTICATED = 16
 
 
-class ErrorRow(NamedTuple):
-    id: int
-    symbol: str
-    code: int  # gRPC status code
-    text: str  # exactly as sent in grpc-message (before percent encoding)
-
+# id: index of the row; symbol: ERR_<symbol> in C; code: gRPC status code;
+# text: exactly as sent in grpc-message, before percent encoding.
+ErrorRow = namedtuple("ErrorRow", "id symbol code text")
 
 _TABLE = (
     ("NONE", OK, ""),

@@ -7,7 +7,7 @@ Message classes are named by protobuf full name and looked up on first use, beca
 consensus know RPCs but never load the protobuf runtime.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 UNARY = "unary"
 SERVER_STREAM = "server-stream"
@@ -23,14 +23,10 @@ LOCAL = "local"  # the frontend answers by itself
 NONE = "none"  # not served yet: UNIMPLEMENTED
 
 
-class Rpc(NamedTuple):
-    id: int
-    path: str  # the :path of the HTTP/2 request
-    kind: str
-    request: str  # protobuf full names
-    response: str
-    route: str
-    since: str  # etcd release that brought it
+class Rpc(namedtuple("Rpc", "id path kind request response route since")):
+    """path: the :path of the HTTP/2 request; request, response: protobuf full names; since: etcd release."""
+
+    __slots__ = ()
 
     @property
     def service(self):
