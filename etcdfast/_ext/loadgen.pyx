@@ -300,58 +300,61 @@ cdef class Generator:
     # ---- the loop ------------------------------------------------------------------------------
 
     cdef void _poll(self, int64_t until) noexcept nogil:
+        cdef Load* g = &self.load
         cdef epoll_event events[512]
         cdef int64_t now = now_ns()
         cdef int64_t expirations
         cdef int n, i, timeout_ms
         cdef uint64_t which
-        while now < until and not self.load.aborted:
-            if self.load.started:
-                if self.load.running == 0:
+        while now < until and not g.aborted:
+            if g.started:
+                if g.running == 0:
                     return
-            elif self.load.open_conns == self.load.conn_count:
+            elif g.open_conns == g.conn_count:
                 return
             timeout_ms = <int>((until - now + 999999) // 1000000)
-            if self.load.idle or self.load.connecting:
+            if g.idle or g.connecting:
                 self._tend(now)
                 if timeout_ms > 5:
                     timeout_ms = 5
-            n = epoll_wait(self.load.epoll_fd, events, EVENTS_MAX, timeout_ms)
+            n = epoll_wait(g.epoll_fd, events, EVENTS_MAX, timeout_ms)
             for i in range(n):
                 which = events[i].data.u64
                 if which == TIMER_EVENT:
-                    read(self.load.timer_fd, &expirations, sizeof(expirations))
-                    self.load.timer_armed_ns = 0
+                    read(g.timer_fd, &expirations, sizeof(expirations))
+                    g.timer_armed_ns = 0
                 else:
-                    self._on_event(&self.load.conns[which], events[i].events)
+                    self._on_event(&g.conns[which], events[i].events)
             now = now_ns()
-            if self.load.limited_count:
-                release_slots(&self.load, now)
-            if self.load.dirty_count:
+            if g.limited_count:
+                release_slots(g, now)
+            if g.dirty_count:
                 self._flush_dirty()
 
     cdef void _tend(self, int64_t now) noexcept nogil:
         """Connect what is due, give up what takes too long."""
+        cdef Load* g = &self.load
         cdef uint32_t i
         cdef Conn* c
-        for i in range(self.load.conn_count):
-            c = &self.load.conns[i]
+        for i in range(g.conn_count):
+            c = &g.conns[i]
             if c.state == CONN_IDLE:
-                if c.retry_ns <= now and self.load.connecting < CONNECTING_MAX:
+                if c.retry_ns <= now and g.connecting < CONNECTING_MAX:
                     self._connect(c, now)
-            elif c.state in (CONN_CONNECTING, CONN_HANDSHAKE) and now - c.since_ns > self.load.dial_timeout_ns:
+            elif c.state in (CONN_CONNECTING, CONN_HANDSHAKE) and now - c.since_ns > g.dial_timeout_ns:
                 self._end(c, END_ERRNO, ETIMEDOUT)
-        if (self.load.started and self.load.open_conns == 0
-                and now - self.load.down_since_ns > self.load.dial_timeout_ns):
-            self.load.aborted = True
+        if (g.started and g.open_conns == 0
+                and now - g.down_since_ns > g.dial_timeout_ns):
+            g.aborted = True
 
     cdef void _flush_dirty(self) noexcept nogil:
+        cdef Load* g = &self.load
         cdef Conn* c
         cdef int reason
         # ending a connection can make it dirty again: its clients take their next requests
-        while self.load.dirty_count:
-            self.load.dirty_count -= 1
-            c = &self.load.conns[self.load.dirty[self.load.dirty_count]]
+        while g.dirty_count:
+            g.dirty_count -= 1
+            c = &g.conns[g.dirty[g.dirty_count]]
             c.dirty = 0
             reason = self._flush(c)
             if reason < 0:
@@ -360,13 +363,14 @@ cdef class Generator:
     # ---- connecting and ending -----------------------------------------------------------------
 
     cdef void _connect(self, Conn* c, int64_t now) noexcept nogil:
-        cdef Endpoint* e = &self.load.endpoints[c.endpoint]
+        cdef Load* g = &self.load
+        cdef Endpoint* e = &g.endpoints[c.endpoint]
         cdef epoll_event event
         cdef int one = 1
         cdef int rc
         c.fd = socket(e.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-        self.load.idle -= 1
-        self.load.connecting += 1
+        g.idle -= 1
+        g.connecting += 1
         c.state = CONN_CONNECTING
         c.since_ns = now
         if c.fd < 0:
@@ -379,26 +383,28 @@ cdef class Generator:
             self._end(c, END_ERRNO, errno)
             return
         event.events = EPOLLIN | EPOLLOUT
-        event.data.u64 = <uint64_t>(c - self.load.conns)
-        if epoll_ctl(self.load.epoll_fd, EPOLL_CTL_ADD, c.fd, &event) < 0:
+        event.data.u64 = <uint64_t>(c - g.conns)
+        if epoll_ctl(g.epoll_fd, EPOLL_CTL_ADD, c.fd, &event) < 0:
             self._end(c, END_ERRNO, errno)
             return
         c.wants_write = 1
 
     cdef int _handshake(self, Conn* c) noexcept nogil:
         """The socket is connected: send the preface."""
+        cdef Load* g = &self.load
         cdef int error = 0
         cdef unsigned int length = sizeof(error)
         getsockopt(c.fd, SOL_SOCKET, SO_ERROR, &error, &length)
         if error:
             self._end(c, END_ERRNO, error)
             return 0
-        if h2_start(&self.load, c) < 0:
+        if h2_start(g, c) < 0:
             return END_MEMORY
         return self._flush(c)
 
     cdef void _end(self, Conn* c, int reason, int error) noexcept nogil:
         """Close a connection; its requests under way fail, and it connects again after a pause."""
+        cdef Load* g = &self.load
         cdef int64_t now = now_ns()
         cdef bint was_open = c.state == CONN_OPEN or c.state == CONN_DRAINING
         cdef char text[200]
@@ -425,23 +431,23 @@ cdef class Generator:
         else:
             why = "HTTP/2 protocol error"
         if was_open:
-            self.load.open_conns -= 1
+            g.open_conns -= 1
             snprintf(text, sizeof(text), "error reading from server: %s", why)
-            if self.load.open_conns == 0:
-                self.load.down_since_ns = now
+            if g.open_conns == 0:
+                g.down_since_ns = now
         else:
-            self.load.connecting -= 1
+            g.connecting -= 1
             snprintf(text, sizeof(text), "connection error: %s", why)
-            if self.load.endpoint_count > 1:
-                c.endpoint = (c.endpoint + 1) % self.load.endpoint_count
+            if g.endpoint_count > 1:
+                c.endpoint = (c.endpoint + 1) % g.endpoint_count
         if reason != END_DRAINED:
-            snprintf(self.load.last_error, sizeof(self.load.last_error), "%s", why)
+            snprintf(g.last_error, sizeof(g.last_error), "%s", why)
         if c.fd >= 0:
             close(c.fd)
         c.fd = -1
         c.state = CONN_IDLE
-        self.load.idle += 1
-        self.load.reconnects += self.load.started
+        g.idle += 1
+        g.reconnects += g.started
         if reason == END_DRAINED:
             c.retry_ns = now
         else:
@@ -449,31 +455,32 @@ cdef class Generator:
             c.retry_ns = now + c.backoff_ns
         c.wants_write = 0
         h2_stop(c)
-        if not self.load.started:
+        if not g.started:
             return
-        k = <int32_t>(c - self.load.conns)
-        n = <int32_t>self.load.client_count
+        k = <int32_t>(c - g.conns)
+        n = <int32_t>g.client_count
         i = k
         # what waits goes first, in order, when the connection never came up: fail it, as gRPC does
         if not was_open:
             c.ready_head = c.ready_tail = -1
         while i < n:
-            state = self.load.clients[i].state
+            state = g.clients[i].state
             if state == CLIENT_INFLIGHT or (state == CLIENT_READY and not was_open):
-                free(self.load.clients[i].body)
-                self.load.clients[i].body = NULL
-                fail_request(&self.load, i, GRPC_UNAVAILABLE, text, now)
-            i += <int32_t>self.load.conn_count
+                free(g.clients[i].body)
+                g.clients[i].body = NULL
+                fail_request(g, i, GRPC_UNAVAILABLE, text, now)
+            i += <int32_t>g.conn_count
 
     # ---- output --------------------------------------------------------------------------------
 
     cdef int _flush(self, Conn* c) noexcept nogil:
         """Put every frame that may go into the output and hand it to the kernel in one call."""
+        cdef Load* g = &self.load
         cdef int rc
         cdef ssize_t sent
         if c.state == CONN_IDLE or c.state == CONN_CONNECTING:
             return 0
-        rc = h2_fill(&self.load, c)
+        rc = h2_fill(g, c)
         if rc < 0:
             return rc
         if c.out_sent < c.out_bytes:
@@ -488,12 +495,13 @@ cdef class Generator:
         return self._arm(c, c.out_sent < c.out_bytes)
 
     cdef int _arm(self, Conn* c, bint wants_write) noexcept nogil:
+        cdef Load* g = &self.load
         cdef epoll_event event
         if wants_write == c.wants_write:
             return 0
         event.events = EPOLLIN | EPOLLOUT if wants_write else EPOLLIN
-        event.data.u64 = <uint64_t>(c - self.load.conns)
-        if epoll_ctl(self.load.epoll_fd, EPOLL_CTL_MOD, c.fd, &event) < 0:
+        event.data.u64 = <uint64_t>(c - g.conns)
+        if epoll_ctl(g.epoll_fd, EPOLL_CTL_MOD, c.fd, &event) < 0:
             return END_ERRNO
         c.wants_write = wants_write
         return 0
@@ -509,6 +517,7 @@ cdef class Generator:
     # ---- input ---------------------------------------------------------------------------------
 
     cdef void _on_event(self, Conn* c, uint32_t events) noexcept nogil:
+        cdef Load* g = &self.load
         cdef int reason = 0
         cdef int error
         if c.state == CONN_IDLE:
@@ -518,7 +527,7 @@ cdef class Generator:
                 reason = self._handshake(c)
         else:
             if events & EPOLLOUT:
-                mark_dirty(&self.load, c)
+                mark_dirty(g, c)
             if events & (EPOLLIN | EPOLLERR | EPOLLHUP):
                 reason = self._receive(c)
         if reason < 0:
@@ -526,7 +535,8 @@ cdef class Generator:
             self._end(c, reason, error)
 
     cdef int _receive(self, Conn* c) noexcept nogil:
-        cdef uint8_t* p = self.load.input
+        cdef Load* g = &self.load
+        cdef uint8_t* p = g.input
         cdef size_t kept = c.kept_bytes
         cdef ssize_t got
         if kept:
@@ -539,4 +549,4 @@ cdef class Generator:
         if got == 0:
             return END_EOF
         c.kept_bytes = 0
-        return h2_receive(&self.load, c, p, kept + <size_t>got, now_ns())
+        return h2_receive(g, c, p, kept + <size_t>got, now_ns())
