@@ -70,6 +70,13 @@ ctypedef struct late_t:
     h2_stream *tail
 
 
+ctypedef struct cancel_t:
+    uint32_t slot          # of a call whose CANCEL found no room in the ring
+    uint32_t generation
+    uint32_t stream
+    uint8_t method
+
+
 ctypedef struct loop_t:
     h2_server server
     h2_counters counters
@@ -92,6 +99,9 @@ ctypedef struct loop_t:
     conn_t *ready_tail
     late_t late[2]
     uint32_t late_count
+    cancel_t *cancels      # owed to apply; while there are any, nothing is read, so they cannot pile up
+    uint32_t cancel_count
+    uint32_t cancel_room
     uint8_t *buf           # READ_BYTES
     uint8_t route[RPCS_MAX]
     uint8_t error_code[ERRORS_MAX]
@@ -128,7 +138,7 @@ cdef void conn_accept(loop_t *loop, int listener) noexcept nogil
 cdef void conn_listen(loop_t *loop, bint on) noexcept nogil
 # What epoll said about the connection.
 cdef void conn_event(loop_t *loop, conn_t *conn, uint32_t events) noexcept nogil
-# Each ready connection once, one read. While a request waits for room in a ring, nothing is read.
+# Each ready connection once, one read. While anything waits for room in a ring, nothing is read.
 cdef void conn_read_ready(loop_t *loop) noexcept nogil
 # One write for each connection that has something to say.
 cdef void conn_flush_dirty(loop_t *loop) noexcept nogil

@@ -346,7 +346,7 @@ cdef void conn_read_ready(loop_t *loop) noexcept nogil:
     """Each ready connection once. While a request waits for room in a ring, nothing more is read."""
     cdef conn_t *conn
     cdef conn_t *last = loop.ready_tail
-    while loop.ready_head != NULL and loop.late_count == 0:
+    while loop.ready_head != NULL and loop.late_count == 0 and loop.cancel_count == 0:
         conn = loop.ready_head
         loop.ready_head = conn.ready_next
         if loop.ready_head == NULL:

@@ -3,7 +3,7 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
 
 from etcdfast._ext.errids cimport ERR_DEADLINE, ERR_ID_MAX, ERR_NO_LEADER, ERR_NO_SPACE, ERR_TIMEOUT
@@ -204,17 +204,55 @@ cdef void late_retry(loop_t *loop) noexcept nogil:
             h2_drop_request(s)
 
 
+cdef bint post_cancel(loop_t *loop, cancel_t *c) noexcept nogil:
+    cdef ipc_record *r = ring_claim(loop.out[RING_APPLY], sizeof(ipc_record))
+    if r == NULL:
+        return False
+    memset(<char *>r + 4, 0, sizeof(ipc_record) - 4)
+    r.kind = IPC_CANCEL
+    r.method = c.method
+    r.frontend = loop.index
+    r.slot = c.slot
+    r.generation = c.generation
+    r.stream = c.stream
+    ring_commit(loop.out[RING_APPLY], r)
+    return True
+
+
 cdef void cancel(loop_t *loop, h2_stream *s) noexcept nogil:
-    """Tell apply that nobody waits any more. Best effort: without room the answer is dropped on arrival,
-    and a cursor starves for want of credit until its connection's other calls make room."""
-    cdef ipc_record *r
+    """Tell apply that nobody waits any more: it may hold a cursor that no credit will ever move."""
+    cdef conn_t *conn = <conn_t *>s.conn.owner
+    cdef cancel_t c
+    cdef cancel_t *grown
+    cdef uint32_t room
     if not s.flags & STREAM_CANCELLABLE:
         return
     s.flags &= ~<uint32_t>STREAM_CANCELLABLE
-    r = ring_claim(loop.out[RING_APPLY], sizeof(ipc_record))
-    if r != NULL:
-        fill_record(loop, r, s, IPC_CANCEL)
-        ring_commit(loop.out[RING_APPLY], r)
+    c.slot = conn.slot
+    c.generation = conn.generation
+    c.stream = <uint32_t>s.id
+    c.method = s.method
+    if loop.cancel_count == 0 and post_cancel(loop, &c):
+        return
+    if loop.cancel_count == loop.cancel_room:
+        room = loop.cancel_room * 2 if loop.cancel_room else 64
+        grown = <cancel_t *>realloc(loop.cancels, room * sizeof(cancel_t))
+        if grown == NULL:
+            return
+        loop.cancels = grown
+        loop.cancel_room = room
+    loop.cancels[loop.cancel_count] = c
+    loop.cancel_count += 1
+
+
+cdef void cancel_retry(loop_t *loop) noexcept nogil:
+    while loop.cancel_count:
+        if post_cancel(loop, &loop.cancels[loop.cancel_count - 1]):
+            loop.cancel_count -= 1
+            continue
+        ring_publish(loop.out[RING_APPLY])
+        if not ring_await_room(loop.out[RING_APPLY], sizeof(ipc_record)):
+            return
 
 
 # ---- events of http2
@@ -365,7 +403,8 @@ cdef int wait_ms(loop_t *loop) noexcept nogil:
     cdef int most = 1000 if loop.conn_count else -1
     if loop.drain_step:
         most = 20
-    if loop.server.dirty != NULL or (loop.ready_head != NULL and loop.late_count == 0):
+    if loop.server.dirty != NULL or (
+            loop.ready_head != NULL and loop.late_count == 0 and loop.cancel_count == 0):
         return 0
     timer = timer_wait_ms(&loop.timers, loop.server.now_ns)
     if timer < 0:
@@ -406,6 +445,8 @@ cdef int turn(loop_t *loop) noexcept nogil:
         take_event(loop, &events[i])
     if drain_answers(loop) < 0:
         return RAN_BROKEN_RING
+    if loop.cancel_count:
+        cancel_retry(loop)
     if loop.late_count:
         late_retry(loop)
     conn_read_ready(loop)
@@ -559,6 +600,7 @@ cdef class FrontLoop:
         free(loop.buf)
         free(loop.handoffs)
         free(loop.listeners)
+        free(loop.cancels)
         free(loop)
 
     def run(self):

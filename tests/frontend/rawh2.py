@@ -8,6 +8,7 @@ import hpack
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+FRAME_BYTES_MAX = 16384
 END_STREAM, ACK, END_HEADERS, PADDED = 1, 1, 4, 8
 NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = 0, 1, 2, 3
 CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 8, 9, 11
@@ -75,8 +76,11 @@ class Client:
         """Bytes of a whole unary call on the next stream; returns (stream, bytes)."""
         stream = self.next_stream
         self.next_stream += 2
-        data = self.head(request_headers(**headers), stream)
-        return stream, data + frame(DATA, END_STREAM if end else 0, stream, message(body))
+        data, whole = self.head(request_headers(**headers), stream), message(body)
+        pieces = [whole[i : i + FRAME_BYTES_MAX] for i in range(0, len(whole), FRAME_BYTES_MAX)]
+        for piece in pieces[:-1]:
+            data += frame(DATA, 0, stream, piece)
+        return stream, data + frame(DATA, END_STREAM if end else 0, stream, pieces[-1])
 
     def read_frame(self, seconds=None):
         """The next frame; None at the end of the connection. Raises TimeoutError."""

@@ -12,7 +12,7 @@ import pytest
 
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS
 from tests.frontend.member import Frontend, unary
-from tests.frontend.rawh2 import GOAWAY, Client
+from tests.frontend.rawh2 import GOAWAY, Client, frame
 from tests.harness.wait import wait_until
 
 PUT = b"\x0a\x01k\x12\x01v"
@@ -147,3 +147,22 @@ def test_the_process_is_small(frontend):
     with open(f"/proc/{frontend.process.pid}/status") as status:
         resident = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
     assert resident < 30 * 1024
+
+
+def test_a_connection_that_does_not_answer_pings_is_closed():
+    with (
+        Frontend(grpc_keepalive_interval=1.0, grpc_keepalive_timeout=1.0) as frontend,
+        Client(frontend.port) as silent,
+        Client(frontend.port) as alive,
+    ):
+        pings = 0
+        while pings < 3:
+            kind, flags, _, payload = alive.read_frame()
+            if kind == 6 and not flags & 1:
+                pings += 1
+                alive.send(frame(6, 1, 0, payload))
+        silent.read_to_end()
+        assert (6, 0) in [f[:2] for f in silent.frames]
+        stream, data = alive.call(PUT)
+        alive.send(data)
+        assert alive.answer(stream)[0]["grpc-status"] == "0"

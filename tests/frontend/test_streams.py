@@ -154,3 +154,19 @@ def test_records_of_calls_that_do_not_exist_are_dropped():
     with Frontend(answer=answer) as frontend, frontend.channel() as channel:
         for _ in range(3):
             assert unary(channel, "Range")(GET, timeout=10) == GET
+
+
+def test_cancels_reach_apply_even_through_a_full_ring():
+    big = pb.TxnRequest(
+        compare=[pb.Compare(key=b"k", value=b"v" * 60_000)],
+        success=[pb.RequestOp(request_range=pb.RangeRequest(key=b"k", serializable=True))],
+    ).SerializeToString()
+    with Frontend(answer=lambda record, member: []) as frontend:
+        frontend.paused.set()
+        with Client(frontend.port) as client:
+            for _ in range(90):  # 5.4 MB of calls into a ring of 4 MiB: it is full, the rest waits
+                client.send(client.call(big, path="/etcdserverpb.KV/Txn")[1])
+        frontend.paused.clear()
+        calls = lambda: {r["stream"] for r in frontend.kinds("CALL")}  # noqa: E731
+        cancels = lambda: {r["stream"] for r in frontend.kinds("CANCEL")}  # noqa: E731
+        wait_until(lambda: len(calls()) > 10 and calls() == cancels(), "a CANCEL for every call that reached apply")
