@@ -71,6 +71,7 @@ cdef class Loop:
 
     # rows of `table`; NULL when there is none
     cdef walscan_row *replay
+    cdef const uint8_t **replay_bases
     cdef uint64_t replay_first
     cdef uint64_t replay_last
 

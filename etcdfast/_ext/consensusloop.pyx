@@ -188,6 +188,7 @@ cdef class Loop:
         self.durable_term_of_state, self.durable_vote = hard_state[:2]
         if table is not None and table.count:
             self.replay = table.refs
+            self.replay_bases = table.bases
             self.replay_first = table.refs[0].index
             self.replay_last = self.replay_first + table.count - 1
             if self.replay_last != self.entries.last:
@@ -397,7 +398,7 @@ cdef class Loop:
             if self.replay != NULL and index <= self.replay_last:
                 row_number = index - self.replay_first
                 ref = self.replay + row_number
-                data = self.table.data(row_number)
+                data = self.replay_bases[ref.segment] + ref.offset
                 data_bytes, type, term, request_id = ref.data_bytes, ref.type, ref.term, 0
             else:
                 row = raftlog_at(self.entries, index)
@@ -453,7 +454,8 @@ cdef class Loop:
     # ---- proposals and reads ---------------------------------------------------------------------
 
     cdef inline uint64_t new_request_id(self) noexcept nogil:
-        self.request_suffix += 1
+        # Not `+=`: debug builds check self for None there, which needs the interpreter lock.
+        self.request_suffix = self.request_suffix + 1
         return self.request_prefix | (self.request_suffix & 0xFFFFFFFFFFFFu)
 
     cdef int drain(self) noexcept nogil:
@@ -536,7 +538,7 @@ cdef class Loop:
                 waiter.method = r.method
                 waiter.flags = r.flags
             return 0
-        self.request_suffix -= 1
+        self.request_suffix = self.request_suffix - 1
         if code == RAFTLOG_FULL:
             self.log_full = True
             return -1
@@ -584,7 +586,7 @@ cdef class Loop:
                 self.disk, row.type, row.term, self.written + 1, NULL, 0, row.data, row.data_bytes, NULL, 0)
             if code != WAL_OK:
                 break
-            self.written += 1
+            self.written = self.written + 1
             grew = True
         if code == WAL_OK and (
             self.state_term != self.given_term or self.state_vote != self.given_vote
