@@ -6,20 +6,24 @@
 An existing log wins over the flags: ids, members and voters come from it, as in etcd.
 """
 
+import mmap
 import os
 from collections import namedtuple
 
 from etcdfast import log
+from etcdfast._ext import walscan
 from etcdfast._ext.consensusloop import survey
 from etcdfast._ext.raftlog import RaftLog
 from etcdfast._ext.walio import WalError
+from etcdfast._ext.walscan import LogScan
 from etcdfast.consensus import requests
 from etcdfast.consensus.membership import Membership, MembershipError
 from etcdfast.consensus.raft import HardState
 from etcdfast.formats import memberid, snapfile, wal
-from etcdfast.formats.raftpb import RaftMessageError, decode_conf_change, put_uint, read_fields
+from etcdfast.formats.raftpb import RaftMessageError, decode_conf_change, decode_conf_state, put_uint, read_fields
 
 ENTRY_CONF_CHANGE = 1  # raftpb.EntryType
+INDEX_MAX = (1 << 64) - 1
 
 # Entries between their arrival and their hand-over. 16,000 clients with a request each under way fit, and so
 # does any one request; a fuller log would only mean that the disk or apply is behind.
@@ -118,7 +122,7 @@ def _first_start(disk, member_id, cluster_id, urls, name):
 
 
 def _read(config, snap_dir, wal_settings):
-    found, disk, snapshot = _open_log(config.wal_path, snap_dir, wal_settings)
+    found, disk, snapshot = _open_log(config, snap_dir, wal_settings)
     if found.repaired:
         log.warn("cut a torn tail off the write-ahead log", copy=found.repaired)
     ids = read_fields(found.metadata, {1: int, 2: int})
@@ -156,11 +160,12 @@ def _read(config, snap_dir, wal_settings):
     )
 
 
-def _open_log(wal_path, snap_dir, wal_settings):
+def _open_log(config, snap_dir, wal_settings):
     """(formats.wal.Log, Wal, snapshot or None) from the newest snapshot that file and log agree on.
 
     A file without its record is a crash between the two: the next older one is right then.
     """
+    wal_path = config.wal_path
     for name in snapfile.names(snap_dir):
         term, index = snapfile.position(name)
         try:
@@ -177,8 +182,37 @@ def _open_log(wal_path, snap_dir, wal_settings):
             return found, disk, snapshot
         disk.close()
         log.warn("passed over a snapshot file", file=name, reason="its index was not committed")
-    found, disk = wal.open_for_append(wal_path, **wal_settings)
-    return found, disk, None
+    try:
+        return *wal.open_for_append(wal_path, **wal_settings), None
+    except wal.WalMissing:
+        snapshot = _recorded_snapshot(wal_path, config)
+        if snapshot is None:
+            raise
+    log.warn("no snapshot file to go on from: taking the log's own record", snapshot_index=snapshot[2])
+    return *wal.open_for_append(wal_path, snapshot[2:], **wal_settings), snapshot
+
+
+def _recorded_snapshot(wal_path, config):
+    """The newest usable snapshot record as (data, ConfState, index, term), None if there is none.
+
+    All that a snapshot file would tell more is names and URLs; this member's own are in the flags. etcd 3.7
+    starts from the record in the same way.
+    """
+    scan = LogScan(INDEX_MAX)
+    segments = wal.list_segments(wal_path)
+    for segment in segments:
+        with open(segment.path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        if scan.segment(content, segment is segments[-1]) not in (walscan.END, walscan.TORN):
+            return None  # reading it from its beginning names the damage
+    usable = [row for row in scan.snapshots if row[2] and row[0] <= scan.state[2]]
+    if not usable:
+        return None
+    index, term, marshalled = max(usable)
+    conf_state = decode_conf_state(marshalled)
+    urls = dict(config.initial_members).get(config.name, ())
+    members = [(voter, urls, config.name, (), False) for voter in conf_state.voters]
+    return snapfile.encode_members(members), conf_state, index, term
 
 
 def _membership(snapshot, table, rare, commit):
