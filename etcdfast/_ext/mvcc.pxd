@@ -19,10 +19,11 @@ cdef class Mvcc:
     cdef readonly RevIndex index
     cdef readonly int64_t current       # revision, >= 1
     cdef readonly int64_t compacted     # revision, -1 when never compacted
-    cdef readonly int64_t in_use_bytes  # keys and values of the key bucket; of a tombstone its key only
+    cdef readonly int64_t in_use_bytes  # keys and values of all buckets; of a tombstone its key only
     cdef readonly uint64_t batch_changes  # records in the turn's batch, of any kind
     cdef int64_t sub                    # changes of the transaction under way
     cdef object read                    # bytes key -> bytes value or None
+    cdef object walk                    # bytes key -> iterator of (key, value) from there on
     cdef object new_batch
     cdef object write
     cdef object batch

@@ -27,15 +27,16 @@ class StoreCorrupt(Exception):
 
 
 cdef class Mvcc:
-    """`read`: key -> value or None; `new_batch`: () -> WriteBatch; `write`: (WriteBatch) -> None, raises when
-    the write failed."""
+    """`read`: key -> value or None; `walk`: key -> iterator of (key, value) from there; `new_batch`: () ->
+    WriteBatch; `write`: (WriteBatch) -> None, raises when the write failed."""
 
-    def __cinit__(self, read, new_batch, write):
+    def __cinit__(self, read, walk, new_batch, write):
         self.index = RevIndex()
         self.current = 1
         self.compacted = -1
         self.in_use_bytes = 0
         self.read = read
+        self.walk = walk
         self.new_batch = new_batch
         self.write = write
         self.pending_values = []
@@ -200,16 +201,19 @@ cdef class Mvcc:
 
     # ---- other buckets ----
 
-    def meta_put(self, bytes key, bytes value, int64_t replaced):
+    def meta_put(self, bytes key, bytes value, int64_t replaced, int64_t growth):
         """A change of another bucket, into the turn's batch; `replaced` is the revision that the value it
-        replaces was stored at, 0 for none. Every key is in the store once, so no old value can come back.
+        replaces was stored at, 0 for none, and `growth` what the bucket grows by, in bytes. Every key is
+        in the store once, so no old value can come back.
         """
+        self.in_use_bytes += growth
         if replaced and replaced != self.current:
             self.batch.delete(meta_key(replaced, key))
         self.batch_put(meta_key(self.current, key), value)
         self.batch_changes += 1
 
-    def meta_delete(self, bytes key, int64_t replaced):
+    def meta_delete(self, bytes key, int64_t replaced, int64_t growth):
+        self.in_use_bytes += growth
         self.batch.delete(meta_key(replaced, key))
         self.batch_changes += 1
 
@@ -297,6 +301,7 @@ cdef class Mvcc:
             elif k[9] == META_MARK:
                 meta[key[10:]] = value
                 meta_revisions[key[10:]] = main
+                in_use += key_len - APPLIED_KEY_BYTES - 1 + PyBytes_GET_SIZE(value)
             else:
                 raise StoreCorrupt(f"store holds a key that is none of ours: {key.hex()}")
         if key != last_key:

@@ -55,6 +55,7 @@ cdef class RangeRun:
     cdef bint filtered
     cdef bint first_only        # a target without order: etcd sorts only the first keys up to the limit
     cdef comparator compare     # NULL: keys stay in the order met
+    cdef object walk            # iterator of the store while records are met in revision order
     cdef int64_t take           # keys to emit at most, -1 all
     cdef int64_t emitted
     cdef int64_t passed         # keys that passed the filters, in SELECT
@@ -78,6 +79,7 @@ cdef class RangeRun:
     cdef int select(self, void *info) except RANGE_BROKEN
     cdef int emit_chosen(self, outbuf *out, uint64_t bytes_max) except RANGE_BROKEN
     cdef int emit_ordered(self, outbuf *out, int64_t budget, uint64_t bytes_max) except RANGE_BROKEN
+    cdef bytes step_to(self, int64_t main, int64_t sub)
     cdef int emit_record(self, outbuf *out, bytes record) except RANGE_BROKEN
     cdef int emit_stored(self, outbuf *out, int64_t main, int64_t sub) except RANGE_BROKEN
     cdef int batch(self, bytes resume, void *found, int cap, int64_t budget, void *scan) except -2

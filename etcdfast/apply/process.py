@@ -58,7 +58,7 @@ class Process:
     def load(self):
         started = time.monotonic()
         store = self.store
-        mvcc = self.mvcc = Mvcc(store.read, store.new_batch, store.write)
+        mvcc = self.mvcc = Mvcc(store.read, store.walk, store.new_batch, store.write)
         gc.disable()  # a million short-lived tuples are no garbage cycles
         stream, last_key = store.records()
         records = mvcc.load(stream, last_key, store.meta, store.meta_revisions)

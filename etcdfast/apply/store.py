@@ -51,6 +51,7 @@ class Store:
             raise StoreError(f"cannot open the store {path}: {_one_line(err)}") from err
         self._write_options = WriteOptions()
         self._write_options.disable_wal = True
+        self._sweeping = _sweeping()
         self.meta = {}
         self.meta_revisions = {}  # key -> revision it is stored at
         self._meta_keys = None
@@ -62,6 +63,10 @@ class Store:
     @property
     def read(self):
         return self.db.get
+
+    def walk(self, key):
+        """(key, value) pairs from `key` on; may end early at damage, so a missing record is looked up again."""
+        return self.db.items(from_key=key)
 
     @staticmethod
     def new_batch():
@@ -93,7 +98,7 @@ class Store:
         rocksdict's iterators end at a damaged block as if nothing came after it, and do not tell: whoever
         walks the stream to its end must look whether that was the end.
         """
-        return self.db.items(read_opt=_sweeping()), self._last_key()
+        return self.db.items(read_opt=self._sweeping), self._last_key()
 
     # ---- other buckets, as apply/cold.py sees them ----
 
@@ -121,7 +126,7 @@ class Store:
     def _scan_stream(self, start, end):
         last_key = self._last_key()
         key = None
-        for key, value in self.db.items(from_key=start, read_opt=_sweeping()):
+        for key, value in self.db.items(from_key=start, read_opt=self._sweeping):
             if key >= end:
                 return
             yield key, value
@@ -200,8 +205,10 @@ class MetaBatch:
 
     def put(self, key, value):
         store = self._store
-        self._mvcc.meta_put(key, value, store.meta_revisions.get(key, 0))
-        if key not in store.meta:
+        old = store.meta.get(key)
+        growth = len(value) - len(old) if old is not None else len(key) - 1 + len(value)
+        self._mvcc.meta_put(key, value, store.meta_revisions.get(key, 0), growth)
+        if old is None:
             store.forget_order()
         store.meta[key] = value
         store.meta_revisions[key] = self._mvcc.current
@@ -209,8 +216,8 @@ class MetaBatch:
     def delete(self, key):
         store = self._store
         if key in store.meta:
-            self._mvcc.meta_delete(key, store.meta_revisions.pop(key))
-            del store.meta[key]
+            shrink = len(key) - 1 + len(store.meta.pop(key))
+            self._mvcc.meta_delete(key, store.meta_revisions.pop(key), -shrink)
             store.forget_order()
 
 
