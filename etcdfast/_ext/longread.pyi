@@ -1,0 +1,3 @@
+class LongAnswer:
+    credit: int
+    revision: int

@@ -1,0 +1,7 @@
+class RangeTooLarge(Exception): ...
+
+class RangeRun:
+    revision: int
+    count: int
+    more: bool
+    phase: int
