@@ -88,6 +88,8 @@ def _round(server: Server, checker: Checker, rng: random.Random, number: int, re
     server.start()
     with server.client() as client:
         found = checker.after_restart(client, answered, unanswered)
+        if what.startswith("SIGTERM") and found and not is_self_test():
+            raise Broken(f"{len(found)} writes were done but not answered, though the member was stopped cleanly")
         if number % CONTENTS_EVERY == CONTENTS_EVERY - 1:
             checker.check_contents(client)
     report.rounds += 1

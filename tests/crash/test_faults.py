@@ -104,7 +104,7 @@ def test_a_death_in_the_middle_of_the_disk_work(name: str, rng: random.Random) -
         checker = Checker(mirror_client)
         server = target_server()
         try:
-            for number in range(5):
+            for number in range(3):
                 size = rng.choice((1, 7, 8, 9, rng.randint(1, 4096), rng.randint(1, 20_000)))
                 spec = DEATHS[name].format(n=rng.randint(25, 80), bytes=size)
                 status, _ = _fail_under_load(server, spec, rng, number, checker)

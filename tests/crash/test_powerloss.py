@@ -16,7 +16,7 @@ from . import powerloss
 from .checker import Broken, Checker
 from .workload import Load
 
-ROUNDS = 12
+ROUNDS = 8
 SEED_VARIABLE = "ETCDFAST_CRASH_SEED"
 
 _WRITER = """

@@ -16,8 +16,8 @@ from tests.harness import reference_server, target_name, target_server
 from .runner import Pair, State, run
 from .test_random_calls import SEED_VARIABLE
 
-SECTIONS = 6
-CALLS_PER_SECTION = 700
+SECTIONS = 5
+CALLS_PER_SECTION = 500
 
 
 @pytest.mark.parametrize("flags", [[], ["--snapshot-count", "100"]], ids=["defaults", "small-snapshot-count"])

@@ -156,12 +156,20 @@ class Server:
         self.processes()
 
     def stop(self, deadline_seconds: float = 20.0) -> int:
-        """SIGTERM, then wait for the whole tree to be gone; returns the exit status (negative: signal)."""
+        """SIGTERM, then wait for the whole tree to be gone; returns the exit status (negative: signal).
+
+        Errors: ServerError when it was not running, or ended otherwise than a clean stop does: with 0,
+        or by the signal itself, which etcd raises again at the end.
+        """
         assert self.process is not None
         self.processes()
-        if self.process.poll() is None:
-            self.process.terminate()
-        return self.wait_exit(deadline_seconds)
+        if self.process.poll() is not None:
+            raise ServerError(f"{self.kind} had ended with status {self.process.poll()}\n{self.log_tail()}")
+        self.process.terminate()
+        status = self.wait_exit(deadline_seconds)
+        if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
+            raise ServerError(f"{self.kind} was stopped and ended with status {status}\n{self.log_tail()}")
+        return status
 
     def wait_exit(self, deadline_seconds: float = 20.0) -> int:
         """Wait until the main process and everything it started are gone; returns the exit status.
