@@ -27,7 +27,7 @@ from etcdfast.api.pb import (
 from etcdfast.api.pb import rpc_pb2 as pb
 from tests.harness import EtcdServer
 
-DEADLINE_SECONDS = 20
+DEADLINE_SECONDS = 60
 
 
 def assert_all_known(message):
