@@ -561,6 +561,8 @@ cdef class ApplyLoop:
     # ---- long answers ----
 
     cdef int start_stream(self, LongAnswer stream) except -1:
+        if stream.who.frontend >= self.frontends:
+            raise LoopError(f"an answer for frontend {stream.who.frontend} of {self.frontends}")
         self.streams[key_of(&stream.who)] = stream
         if stream.revision:
             self.pin(stream.revision)
@@ -693,7 +695,7 @@ cdef class ApplyLoop:
                 raise SupervisorGone
             read(fd, &drained, 8)
         PyErr_CheckSignals()
-        return count
+        return max(count, 0)  # -1 is an interrupted wait here, and would read as an exception
 
     cdef int sleep(self) except -1:
         cdef bint empty = ring_sleep(self.ca)

@@ -211,7 +211,3 @@ cdef class LongAnswer:
         record_to(r, &self.who, IPC_END, status)
         ring_commit(ring, r)
         return STREAM_ENDED
-
-    def overdrawn(self):
-        """Whether what was sent is not what BEGIN promised: a bug, never to be sent on."""
-        return self.state == STATE_END and self.left != 0

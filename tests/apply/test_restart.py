@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from etcdfast._ext.applyloop import EntryCorrupt, LoopError
+from etcdfast._ext.applyloop import EntryCorrupt, LoopError, SupervisorGone
 from etcdfast._ext.mvcc import StoreCorrupt
 
 from etcdfast.api.pb import raft_internal_pb2, rpc_pb2
@@ -234,6 +234,35 @@ def test_ready_once_the_first_entry_of_the_term_is_applied(tmp_path):
     assert rig.word("ready") == 1
     assert os.eventfd_read(rig.bells["frontend0"]) >= 1
     rig.close()
+
+
+def test_a_signal_wakes_the_loop_and_what_is_handed_over_is_still_applied(tmp_path):
+    rig = Rig(tmp_path / "store")
+
+    def stop(number, frame):
+        rig.loop.stopping = True
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        rig.loop.stopping = False
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        rig.loop.run()  # sleeps: nothing else ends its first wait but the signal
+        rig.propose("Put", rpc_pb2.PutRequest(key=b"k", value=b"v"))
+        rig.loop.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rig.loop.applied_index == 1 and len(rig.take()) == 1
+    rig.close()
+
+
+def test_the_end_of_the_supervisor_ends_the_loop(tmp_path):
+    rig = Rig(tmp_path / "store")
+    os.close(rig.life)
+    rig.fds.remove(rig.life)
+    with pytest.raises(SupervisorGone):
+        rig.loop.run()
+    rig.close(flush=False)
 
 
 # ---- what must stop the member ----
