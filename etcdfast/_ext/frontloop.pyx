@@ -261,7 +261,9 @@ cdef void on_open(h2_conn *h2, h2_stream *s) noexcept nogil:
     cdef loop_t *loop = <loop_t *>h2.server.owner
     if s.timeout_ns:
         s.deadline_is_clients = True
-        timer_set(&loop.timers, s, loop.server.now_ns + min(s.timeout_ns, <uint64_t>1 << 60))
+        # One less: a timeout of nothing (kept as 1) has passed by on_call, whatever the clock's step is.
+        s.client_deadline_ns = loop.server.now_ns + min(s.timeout_ns, <uint64_t>1 << 60) - 1
+        timer_set(&loop.timers, s, s.client_deadline_ns)
 
 
 cdef void on_gone(h2_conn *h2, h2_stream *s) noexcept nogil:
@@ -300,6 +302,8 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
                 rc = ERR_NO_SPACE
         if rc:
             answer_error(loop, s, <uint32_t>rc)
+        elif s.client_deadline_ns and s.client_deadline_ns <= loop.server.now_ns:
+            answer_error(loop, s, ERR_DEADLINE)
     if s.flags & STREAM_ANSWERED or route == ROUTE_LOCAL:
         timer_stop(&loop.timers, s)
         return
@@ -333,6 +337,17 @@ cdef void finish(loop_t *loop, h2_stream *s, ipc_record *r) noexcept nogil:
         answer_error(loop, s, r.status)
 
 
+cdef void answer_begun(loop_t *loop, h2_stream *s) noexcept nogil:
+    """From here on the client's own pace decides how long it takes, so only its own deadline stays."""
+    s.flags |= STREAM_CREDITED
+    if s.deadline_is_clients or s.timer_slot < 0:
+        return
+    timer_stop(&loop.timers, s)
+    if s.client_deadline_ns:
+        s.deadline_is_clients = True
+        timer_set(&loop.timers, s, s.client_deadline_ns)
+
+
 cdef void deliver(loop_t *loop, ipc_record *r) noexcept nogil:
     cdef conn_t *conn
     cdef h2_stream *s
@@ -347,10 +362,10 @@ cdef void deliver(loop_t *loop, ipc_record *r) noexcept nogil:
     if r.kind == IPC_REPLY and r.status == 0:
         h2_reply(s, <const uint8_t *>record_payload(r), record_payload_len(r))
     elif r.kind == IPC_MESSAGE:
-        s.flags |= STREAM_CREDITED
+        answer_begun(loop, s)
         h2_message(s, <const uint8_t *>record_payload(r), record_payload_len(r))
     elif r.kind == IPC_BEGIN:
-        s.flags |= STREAM_CREDITED
+        answer_begun(loop, s)
         h2_begin(s, <uint32_t>r.index)
     elif r.kind == IPC_PART:
         h2_part(s, <const uint8_t *>record_payload(r), record_payload_len(r))

@@ -54,7 +54,7 @@ ctypedef struct h2_stream:
     uint16_t http_status       # 0, or why the headers are refused
     uint8_t bad_timeout
     uint8_t seen               # pseudo headers and content type: SEEN_* of http2.pyx
-    uint64_t timeout_ns        # 0 none
+    uint64_t timeout_ns        # 0 none; what has passed already is 1
     char *note                 # path, content type, method or encoding for an error text; owned
     uint32_t note_size
     # request being gathered: prefix and message
@@ -82,7 +82,8 @@ ctypedef struct h2_stream:
     h2_stream *sent_next       # in server.sent
     bint in_sent
     # the owner's
-    uint64_t deadline_ns
+    uint64_t deadline_ns       # the timer's
+    uint64_t client_deadline_ns  # 0 none
     h2_stream *timer_next
     h2_stream *timer_prev
     int32_t timer_slot         # -1 none

@@ -51,7 +51,9 @@ def test_a_ping_flood(frontend, bystander):
 
 
 def test_an_empty_settings_flood(frontend, bystander):
-    assert flood(frontend, frame(SETTINGS) * 100) == (ENHANCE_YOUR_CALM, "too_many_control_frames")
+    # One read may hold more of them than nghttp2 queues acknowledgements; then its own limit comes first.
+    code, text = flood(frontend, frame(SETTINGS) * 100)
+    assert (code, text in ("too_many_control_frames", "flooded")) == (ENHANCE_YOUR_CALM, True)
 
 
 def test_a_settings_frame_full_of_entries(frontend, bystander):

@@ -15,6 +15,10 @@ GET = pb.RangeRequest(key=b"k").SerializeToString()
 GET_LOCAL = pb.RangeRequest(key=b"k", serializable=True).SerializeToString()
 
 
+# Five seconds and two election timeouts are the server's own deadline: this makes it 0.4 s.
+OWN_TIMEOUT = -2300
+
+
 def failure(call, *arguments, **options):
     with pytest.raises(grpc.RpcError) as caught:
         call(*arguments, timeout=10, **options)
@@ -206,15 +210,33 @@ def test_the_clients_deadline_ends_a_call():
         client.send(data)
         headers, _ = client.answer(stream)
         assert (headers["grpc-status"], headers["grpc-message"]) == ("4", "etcdserver: context deadline exceeded")
-        stream, data = client.call(GET_LOCAL, path="/etcdserverpb.KV/Range", grpc_timeout="1n")
+        stream, data = client.call(GET_LOCAL, path="/etcdserverpb.KV/Range", grpc_timeout="20m")
         client.send(data)
         assert client.answer(stream)[0]["grpc-status"] == "4"
         wait_until(lambda: frontend.kinds("CANCEL"), "CANCEL for the read")
         assert [r["stream"] for r in frontend.kinds("CANCEL")] == [stream]
 
 
+@pytest.mark.parametrize("timeout", ["0n", "1n", "0S", "00000000H"])
+@pytest.mark.parametrize("body", [GET, GET_LOCAL])
+def test_a_deadline_that_has_passed_is_no_call(timeout, body):
+    with Frontend() as frontend, Client(frontend.port) as client:
+        stream, data = client.call(body, path="/etcdserverpb.KV/Range", grpc_timeout=timeout)
+        client.send(data)
+        headers, got = client.answer(stream)
+        assert (headers["grpc-status"], headers["grpc-message"], got) == (
+            "4",
+            "etcdserver: context deadline exceeded",
+            b"",
+        )
+        stream, data = client.call(b"", path="/etcdserverpb.KV/Range", grpc_timeout=timeout)
+        client.send(data)
+        assert client.answer(stream)[0]["grpc-status"] == "3"  # what is wrong with the request comes first
+        assert frontend.seen == []
+
+
 def test_the_servers_own_timeout_is_etcds():
-    with Frontend(answer=lambda record, member: [], election_timeout=0) as frontend, frontend.channel() as channel:
+    with Frontend(answer=lambda record, member: [], election_timeout=OWN_TIMEOUT) as frontend, frontend.channel() as channel:
         assert failure(unary(channel, "Put"), PUT) == ("UNAVAILABLE", "etcdserver: request timed out")
 
 

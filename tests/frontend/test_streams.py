@@ -116,6 +116,37 @@ def test_a_reader_that_goes_away_cancels_the_stream():
         assert (cancelled["stream"], cancelled["ring"]) == (stream, "f0a")
 
 
+@pytest.mark.parametrize(
+    ("kind", "timeout", "status"), [("BEGIN", None, "0"), ("MESSAGE", None, "0"), ("BEGIN", "1500m", "4")]
+)
+def test_only_the_clients_deadline_ends_an_answer_that_has_begun(kind, timeout, status):
+    calls = []
+
+    def answer(record, member):
+        if record["kind"] == "READ":
+            calls.append(record)
+            return [(kind, b"" if kind == "BEGIN" else b"abc", {"index": 3})] if len(calls) == 1 else []
+        return []
+
+    # 5 s and two election timeouts: 0.4 s
+    with Frontend(answer=answer, election_timeout=-2300) as frontend, Client(frontend.port) as client:
+        stream, data = client.call(GET, path="/etcdserverpb.KV/Range", grpc_timeout=timeout)
+        client.send(data)
+        wait_until(lambda: calls, "the read")
+        # A later call that gets no answer ends at the server's deadline, so the first one's is over.
+        later, data = client.call(GET, path="/etcdserverpb.KV/Range")
+        client.send(data)
+        headers, _ = client.answer(later)
+        assert (headers["grpc-status"], headers["grpc-message"]) == ("14", "etcdserver: request timed out")
+        assert [r["stream"] for r in frontend.kinds("CANCEL")] in ([], [later])
+        if status == "0":
+            if kind == "BEGIN":
+                frontend.push(calls[0], "PART", b"abc")
+            frontend.push(calls[0], "END")
+        ended = client.answer(stream)[0]
+        assert ended["grpc-status"] == status
+
+
 def test_many_small_windows_are_respected():
     body = b"0123456789" * 500
 
