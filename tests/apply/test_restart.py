@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from etcdfast._ext.applyloop import EntryCorrupt, LoopError, SupervisorGone
 from etcdfast._ext.mvcc import StoreCorrupt
-
 from etcdfast.api.pb import raft_internal_pb2, rpc_pb2
 from etcdfast.apply.cold import UnknownEntry
 from etcdfast.apply.store import Store, StoreError
