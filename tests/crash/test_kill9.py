@@ -10,7 +10,7 @@ import pytest
 from .rounds import Report, crash_rounds, is_self_test
 
 SEED_VARIABLE = "ETCDFAST_CRASH_SEED"
-ROUNDS_VARIABLE = "ETCDFAST_CRASH_ROUNDS"  # make soak sets it
+ROUNDS_VARIABLE = "ETCDFAST_CRASH_ROUNDS"  # `make soak` sets it
 ROUNDS = 50
 # Few entries per snapshot: flushes, log snapshots and the release of segments fall into the crashes too.
 FLAG_SETS = {"defaults": [], "small-snapshot-count": ["--snapshot-count", "200"]}
