@@ -34,6 +34,7 @@ EXTENSIONS = {
     "raftlog": [],  # in-memory raft log of the consensus process
     "consensusloop": ["pthread"],  # the turn of the consensus process
     "revindex": [],  # ordered revision index in C memory
+    "revface": [],  # the revision index for Python
     "requests": [],  # request checks at the API: sizes, keys, txn shape
     "h2stream": ["nghttp2"],  # HTTP/2 streams: windows, request bytes, answers going out
     "http2": ["nghttp2"],  # nghttp2 sessions: bytes in, events and bytes out

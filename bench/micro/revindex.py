@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from etcdfast._ext.revindex import RevisionIndex, drive  # noqa: E402
+from etcdfast._ext.revface import RevisionIndex, drive  # noqa: E402
 
 
 def resident_bytes():

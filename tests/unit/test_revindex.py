@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etcdfast._ext.revindex import CompactedError, RevisionIndex
+from etcdfast._ext.revface import CompactedError, RevisionIndex
 from tests.unit.revmodel import IndexModel
 
 EDGE_KEYS = [

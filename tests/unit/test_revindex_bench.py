@@ -27,7 +27,7 @@ def test_memory_of_one_live_version_stays_below_64_bytes_beyond_the_key(bench):
     """The design target; blocks in use, so the answer does not depend on the size of the load."""
     import random
 
-    from etcdfast._ext.revindex import RevisionIndex, drive
+    from etcdfast._ext.revface import RevisionIndex, drive
 
     count = 30000
     index = RevisionIndex()
