@@ -18,6 +18,11 @@ cdef enum:
     ACCEPTS_PER_TURN = 64
     CREDIT_STEP_BYTES = 32768      # CREDIT is given in steps of this, or when all is sent
     LINGER_BYTES_MAX = 1048576     # read and thrown away after GOAWAY, so that close() does not reset it away
+    # While a ring is full, a connection is read on until it has a request that waits; these bound all of them
+    # together. Beyond, nothing is read: a wall of clients behind a stalled disk costs no more memory.
+    LATE_BYTES_MAX = 67108864
+    LATE_COST_BYTES = 1024         # of a waiting request besides its bytes: stream, session, allocators
+    CANCELS_MAX = 65536            # 16 bytes each
     RPCS_MAX = 64
     ERRORS_MAX = 256
 
@@ -45,6 +50,7 @@ ctypedef struct conn_t:
     bint peer_done         # the peer has shut its side or failed: read on until that shows
     bint blocked           # the socket took less than was written
     bint in_ready
+    uint32_t late_count    # its requests that wait for room in a ring; meanwhile it is not read
     conn_t *ready_next
     conn_t *free_next
     uint8_t *pending       # bytes the socket did not take; owned
@@ -99,7 +105,8 @@ ctypedef struct loop_t:
     conn_t *ready_tail
     late_t late[2]
     uint32_t late_count
-    cancel_t *cancels      # owed to apply; while there are any, nothing is read, so they cannot pile up
+    uint64_t late_bytes
+    cancel_t *cancels      # owed to apply
     uint32_t cancel_count
     uint32_t cancel_room
     uint8_t *buf           # READ_BYTES
@@ -138,8 +145,12 @@ cdef void conn_accept(loop_t *loop, int listener) noexcept nogil
 cdef void conn_listen(loop_t *loop, bint on) noexcept nogil
 # What epoll said about the connection.
 cdef void conn_event(loop_t *loop, conn_t *conn, uint32_t events) noexcept nogil
-# Each ready connection once, one read. While anything waits for room in a ring, nothing is read.
+# Whether nothing may be read, from anybody.
+cdef bint conn_paused(loop_t *loop) noexcept nogil
+# Each ready connection once, one read; those with a request that waits for room in a ring stand back.
 cdef void conn_read_ready(loop_t *loop) noexcept nogil
+# A connection has no request left that waits.
+cdef void conn_resume(loop_t *loop, conn_t *conn) noexcept nogil
 # One write for each connection that has something to say.
 cdef void conn_flush_dirty(loop_t *loop) noexcept nogil
 # Deadlines of connections: preface, headers, keepalive, lingering. Once a second.

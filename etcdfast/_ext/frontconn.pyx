@@ -84,11 +84,17 @@ cdef conn_t *new_conn(loop_t *loop) noexcept nogil:
     return conn
 
 
+cdef void close_h2(conn_t *conn) noexcept nogil:
+    """End its streams. Taken off first: what they give up must not bring the connection back (conn_resume)."""
+    cdef h2_conn *h2 = conn.h2
+    conn.h2 = NULL
+    if h2 != NULL:
+        h2_close(h2)
+
+
 cdef void free_conn(loop_t *loop, conn_t *conn, bint keep_fd) noexcept nogil:
     """Forget the connection. Precondition: it is not in the ready list."""
-    if conn.h2 != NULL:
-        h2_close(conn.h2)
-        conn.h2 = NULL
+    close_h2(conn)
     free(conn.pending)
     conn.pending = NULL
     if not keep_fd:
@@ -105,9 +111,7 @@ cdef void free_conn(loop_t *loop, conn_t *conn, bint keep_fd) noexcept nogil:
 cdef void drop_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     """End it now. While it is in the ready list only its insides go; read_ready frees the rest."""
     if conn.in_ready:
-        if conn.h2 != NULL:
-            h2_close(conn.h2)
-            conn.h2 = NULL
+        close_h2(conn)
         conn.state = CONN_LINGER
         conn.peer_done = True
         conn.linger_until_ns = 0
@@ -202,8 +206,7 @@ cdef void kill_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     """The peer broke a rule: GOAWAY with the reason, then close."""
     cdef uint8_t frame[64]
     cdef uint32_t size = h2_goaway_frame(conn.h2, frame)
-    h2_close(conn.h2)
-    conn.h2 = NULL
+    close_h2(conn)
     conn.state = CONN_CLOSING
     conn.linger_until_ns = loop.server.now_ns + CLOSING_NS
     if not write_out(loop, conn, frame, size):
@@ -229,8 +232,7 @@ cdef void flush_conn(loop_t *loop, conn_t *conn) noexcept nogil:
             conn.h2.dirty_next = loop.server.dirty
             loop.server.dirty = conn.h2
         elif h2_finished(conn.h2):
-            h2_close(conn.h2)
-            conn.h2 = NULL
+            close_h2(conn)
             start_linger(loop, conn)
 
 
@@ -342,11 +344,20 @@ cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
         ready_add(loop, conn)
 
 
+cdef bint conn_paused(loop_t *loop) noexcept nogil:
+    return loop.late_bytes >= LATE_BYTES_MAX or loop.cancel_count >= CANCELS_MAX
+
+
+cdef void conn_resume(loop_t *loop, conn_t *conn) noexcept nogil:
+    if conn.h2 != NULL and (conn.readable or conn.peer_done):
+        ready_add(loop, conn)
+
+
 cdef void conn_read_ready(loop_t *loop) noexcept nogil:
-    """Each ready connection once. While a request waits for room in a ring, nothing more is read."""
+    """Each ready connection once. One whose request waits for room in a ring is added again by conn_resume."""
     cdef conn_t *conn
     cdef conn_t *last = loop.ready_tail
-    while loop.ready_head != NULL and loop.late_count == 0 and loop.cancel_count == 0:
+    while loop.ready_head != NULL and not conn_paused(loop):
         conn = loop.ready_head
         loop.ready_head = conn.ready_next
         if loop.ready_head == NULL:
@@ -354,11 +365,10 @@ cdef void conn_read_ready(loop_t *loop) noexcept nogil:
         conn.in_ready = False
         if conn.state == CONN_LINGER and conn.lingered_bytes >= LINGER_BYTES_MAX:
             free_conn(loop, conn, False)
-        elif not conn.blocked:
+        elif not conn.blocked and conn.late_count == 0:
             read_conn(loop, conn)
         if conn == last:
             return
-
 
 
 cdef void sweep_conn(loop_t *loop, conn_t *conn) noexcept nogil:
@@ -370,6 +380,12 @@ cdef void sweep_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     elif h2 == NULL:
         if now - conn.opened_ns > loop.header_ns:
             drop_conn(loop, conn)
+    elif conn.late_count or conn_paused(loop):
+        conn.read_ns = now     # it is not read: none of its silence is its own
+        if h2.guard.in_block:
+            h2.guard.block_since_ns = now
+        if conn.ping_ns:
+            conn.ping_ns = now
     elif not h2.guard.framed:
         if now - conn.opened_ns > loop.header_ns:
             fail_conn(loop, conn, b"slow_preface")
@@ -450,8 +466,7 @@ cdef void conn_free_all(loop_t *loop) noexcept nogil:
         if conn == NULL:
             continue
         if conn.used:
-            if conn.h2 != NULL:
-                h2_close(conn.h2)
+            close_h2(conn)
             free(conn.pending)
             close_fd(conn.fd)
         free(conn)

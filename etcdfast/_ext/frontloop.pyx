@@ -154,7 +154,10 @@ cdef inline bint post(loop_t *loop, h2_stream *s, int ring, int kind, const uint
 
 cdef void late_add(loop_t *loop, h2_stream *s, int ring, int kind) noexcept nogil:
     cdef late_t *late = &loop.late[ring]
+    cdef conn_t *conn = <conn_t *>s.conn.owner
     h2_keep_request(s)
+    conn.late_count += 1
+    loop.late_bytes += s.room + LATE_COST_BYTES
     s.flags |= STREAM_LATE
     s.late_ring = <uint8_t>ring
     s.late_kind = <uint8_t>kind
@@ -170,8 +173,13 @@ cdef void late_add(loop_t *loop, h2_stream *s, int ring, int kind) noexcept nogi
 
 cdef void late_remove(loop_t *loop, h2_stream *s) noexcept nogil:
     cdef late_t *late = &loop.late[s.late_ring]
+    cdef conn_t *conn = <conn_t *>s.conn.owner
     if not s.flags & STREAM_LATE:
         return
+    conn.late_count -= 1
+    loop.late_bytes -= s.room + LATE_COST_BYTES
+    if conn.late_count == 0:
+        conn_resume(loop, conn)
     s.flags &= ~<uint32_t>STREAM_LATE
     if s.late_prev != NULL:
         s.late_prev.late_next = s.late_next
@@ -418,8 +426,7 @@ cdef int wait_ms(loop_t *loop) noexcept nogil:
     cdef int most = 1000 if loop.conn_count else -1
     if loop.drain_step:
         most = 20
-    if loop.server.dirty != NULL or (
-            loop.ready_head != NULL and loop.late_count == 0 and loop.cancel_count == 0):
+    if loop.server.dirty != NULL or (loop.ready_head != NULL and not conn_paused(loop)):
         return 0
     timer = timer_wait_ms(&loop.timers, loop.server.now_ns)
     if timer < 0:
@@ -465,11 +472,15 @@ cdef int turn(loop_t *loop) noexcept nogil:
     if loop.late_count:
         late_retry(loop)
     conn_read_ready(loop)
+    if loop.late_count:
+        late_retry(loop)   # asks for the knock, too, for what has begun to wait
     ring_publish(loop.out[RING_CONSENSUS])
     s = timer_expired(&loop.timers, loop.server.now_ns)
     while s != NULL:
         expire(loop, s)
         s = timer_expired(&loop.timers, loop.server.now_ns)
+    if loop.cancel_count:
+        cancel_retry(loop)
     if loop.drain_step:
         conn_drain(loop)
     if loop.drain_step or loop.server.now_ns - loop.sweep_ns > SWEEP_NS:
@@ -661,6 +672,7 @@ cdef class FrontLoop:
             "connections_refused": loop.refused_connections,
             "timers": loop.timers.count,
             "requests_waiting": loop.late_count,
+            "requests_waiting_bytes": loop.late_bytes,
             "ring_full": loop.ring_full,
             "turns": loop.turns,
             "reads": loop.reads,

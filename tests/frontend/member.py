@@ -103,6 +103,7 @@ class Frontend:
             raise AssertionError(f"the frontend did not get ready: {line!r}")
         self.stopping = False
         self.paused = threading.Event()
+        self.stalled = set()  # names of request rings that are not read
         self.thread = threading.Thread(target=self._run, daemon=True)
         if start_thread:
             self.thread.start()
@@ -148,6 +149,8 @@ class Frontend:
             for name, request_ring in self.requests.items():
                 if self.paused.is_set():
                     break
+                if name in self.stalled:
+                    continue
                 record = request_ring.pop()
                 if record is not None:
                     busy = True
@@ -156,7 +159,9 @@ class Frontend:
                     self.seen.append(record)
                     for kind, payload, fields in self.answer(record, self):
                         self.push(record, kind, payload, **fields)
-            if not busy and (self.paused.is_set() or all([r.sleep() for r in self.requests.values()])):
+            if not busy and (self.paused.is_set() or all(
+                [r.sleep() for name, r in self.requests.items() if name not in self.stalled]
+            )):
                 select.select([self.own_bell], [], [], 0.1)
                 try:
                     os.eventfd_read(self.own_bell)
