@@ -28,7 +28,7 @@ cdef enum:
     EV_RING_BROKEN = 128  # final: a record that no working process writes
     EV_NO_MEMORY = 256  # final
     EV_ENTRY_TOO_LARGE = 512  # final: a committed entry that can never fit the `ca` ring
-    EV_REACHED = 1024  # the index given to notify_at() is handed over
+    EV_HARD = 1024  # the state given to hand_hard() is with apply
 
 cdef enum:
     LOOP_INBOUND_MAX = 65  # 64 frontends and apply
@@ -82,7 +82,7 @@ cdef class Loop:
     cdef readonly uint64_t handed  # last index handed to apply
     cdef readonly uint64_t written  # last index given to the WAL
     cdef readonly uint64_t conf_index
-    cdef uint64_t notify_index  # 0: none
+    cdef uint64_t hard_index, hard_term  # HARD record to follow that index, 0: none
     cdef readonly uint64_t ticks_due
     cdef uint64_t reported_last
     cdef uint64_t request_prefix  # of request ids; formats.md 3.6
@@ -106,6 +106,7 @@ cdef class Loop:
     cdef int turn_once(self) noexcept nogil
     cdef void show_disk(self) noexcept nogil
     cdef int hand_over(self) noexcept nogil
+    cdef int hand_hard_record(self) noexcept nogil
     cdef void fill_waiter(self, ipc_record *r, uint64_t request_id) noexcept nogil
     cdef uint64_t new_request_id(self) noexcept nogil
     cdef int drain(self) noexcept nogil

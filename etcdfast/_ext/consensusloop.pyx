@@ -56,7 +56,7 @@ WAL_BROKEN = EV_WAL_FAILED
 RING_BROKEN = EV_RING_BROKEN
 NO_MEMORY = EV_NO_MEMORY
 ENTRY_TOO_LARGE = EV_ENTRY_TOO_LARGE
-REACHED = EV_REACHED
+HARD = EV_HARD
 
 
 # Descriptors in the epoll set.
@@ -238,9 +238,10 @@ cdef class Loop:
             self.commit = index
             status_put(self.status, ST_COMMIT_INDEX, index)
 
-    def notify_at(self, uint64_t index):
-        """Have a turn return REACHED once `index` is handed over."""
-        self.notify_index = index
+    def hand_hard(self, uint64_t index, uint64_t term):
+        """Tell apply of `term`, behind entry `index`; a turn returns HARD once that is in `ca`."""
+        self.hard_index = index
+        self.hard_term = term
 
     def hard_state(self, uint64_t term, uint64_t vote, uint64_t commit):
         """The core's hard state. Changed term or vote is written at once; a commit index with the next entries."""
@@ -271,21 +272,6 @@ cdef class Loop:
         ref = self.replay + row
         data = (<const char *>self.table.data(row))[: ref.data_bytes] if ref.data_bytes else b""
         return ref.term, ref.type, data
-
-    def send_hard(self, uint64_t index, uint64_t term):
-        """Tell apply a state without entries. False when `ca` has no room (a later turn tries again)."""
-        cdef ipc_record *r = ring_claim(self.out, sizeof(ipc_record))
-        if r == NULL:
-            return False
-        r.kind = IPC_HARD
-        r.method = r.flags = 0
-        r.frontend = IPC_NOBODY
-        r.slot = r.generation = r.stream = r.status = 0
-        r.index = index
-        r.term = term
-        ring_commit(self.out, r)
-        ring_publish(self.out)
-        return True
 
     def append_snapshot(self, uint64_t index, uint64_t term, const uint8_t[::1] conf_state not None):
         """A raft snapshot is durable: record it in the WAL. False when the WAL buffer is full now.
@@ -347,7 +333,7 @@ cdef class Loop:
             self.more = False
             self.blocked_bytes = 0
             events = self.hand_over()
-            if self.accepting and self.handed == self.commit and not events:
+            if self.accepting and self.handed == self.commit and not self.blocked_bytes and not events:
                 events = self.drain()
             ring_publish(self.out)
             events |= self.write_wal()
@@ -391,7 +377,7 @@ cdef class Loop:
         cdef int count = 0
         # Rows stay until here, not only until they are handed, so that Python can read the last one.
         raftlog_release_to(self.entries, self.handed)
-        if self.handed == self.commit:
+        if self.handed == self.commit and not self.hard_index:
             return 0
         while self.handed < self.commit:
             index = self.handed + 1
@@ -430,12 +416,27 @@ cdef class Loop:
                 if count == LOOP_HAND_RECORDS:
                     self.more = True
                     break
+        if self.hard_index and self.handed >= self.hard_index and not self.blocked_bytes:
+            events |= self.hand_hard_record()
         ring_publish(self.out)
         status_put(self.status, ST_HANDED_INDEX, self.handed)
-        if self.notify_index and self.handed >= self.notify_index:
-            self.notify_index = 0
-            events |= EV_REACHED
         return events
+
+    cdef int hand_hard_record(self) noexcept nogil:
+        """HARD for apply; EV_HARD, or 0 while `ca` has no room."""
+        cdef ipc_record *r = ring_claim(self.out, sizeof(ipc_record))
+        if r == NULL:
+            self.blocked_bytes = sizeof(ipc_record)
+            return 0
+        r.kind = IPC_HARD
+        r.method = r.flags = 0
+        r.frontend = IPC_NOBODY
+        r.slot = r.generation = r.stream = r.status = 0
+        r.index = self.handed
+        r.term = self.hard_term
+        ring_commit(self.out, r)
+        self.hard_index = 0
+        return EV_HARD
 
     cdef inline void fill_waiter(self, ipc_record *r, uint64_t request_id) noexcept nogil:
         cdef loop_waiter *waiter = &self.waiters[request_id & self.waiter_mask]

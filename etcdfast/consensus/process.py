@@ -26,7 +26,7 @@ STOP_SECONDS = 10.0
 SLOW_FSYNC_SECONDS = 1.0  # as etcd warns
 
 _FATAL = turns.WAL_BROKEN | turns.RING_BROKEN | turns.NO_MEMORY | turns.ENTRY_TOO_LARGE | turns.LIFE
-_RARE = _FATAL | turns.WAKE | turns.TICK | turns.CONF | turns.REACHED
+_RARE = _FATAL | turns.WAKE | turns.TICK | turns.CONF | turns.HARD
 
 
 class ProcessFault(Exception):
@@ -234,7 +234,7 @@ class Process:
             self.membership.members[self.raft.id] = known._replace(
                 name=config.name, client_urls=tuple(config.advertise_client_urls)
             )
-        loop.notify_at(self._greet_at)
+        loop.hand_hard(self._greet_at, self.raft.term)
 
     def _propose(self, data):
         """Append an entry of this member's own; the next turn writes it."""
@@ -249,7 +249,7 @@ class Process:
             self._stopping = True
         if events & turns.CONF:
             self._conf_change(self.loop.conf_index)
-        if events & turns.REACHED:
+        if events & turns.HARD:
             self._greet()
         if events & turns.TICK:
             self._tick()
@@ -280,11 +280,6 @@ class Process:
 
     def _greet(self):
         """Everything a start has to commit is with apply: the member may serve."""
-        if self._greeted:
-            return
-        if not self.loop.send_hard(self.loop.handed, self.raft.term):
-            self.loop.notify_at(self.loop.handed)  # no room in the ring: ask again after the next hand-over
-            return
         self._greeted = True
         self._show("ready", 1)
         self._boot.tell_ready()

@@ -58,6 +58,24 @@ def test_replay_starts_behind_what_the_store_has(config, applied):
         assert (replayed[-1]["kind"], replayed[-1]["index"], replayed[-1]["term"]) == (HARD, 106, 3)
 
 
+@pytest.mark.parametrize("ring_bytes", [4096, 8192, 65536])
+def test_replay_of_more_than_the_ring_holds_ends_with_hard(config, ring_bytes):
+    """The ring is full when the last entry goes in: HARD must still follow."""
+    with Member(config) as member:
+        member.start()
+        write(member, 300)
+        member.stop()
+    for applied in range(0, 12):
+        with Member(config, applied=applied, ring_bytes={"ca": ring_bytes}) as member:
+            # Everything is committed and in the ring, or waits for room, before the first record is taken.
+            wait_until(
+                lambda member=member: member.word("durable_index") >= member.word("last_index") > 304, "the term"
+            )
+            records = member.start()
+            assert [r["index"] for r in records[:-1]] == list(range(applied + 1, records[-1]["index"] + 1))
+            assert member.told() == {"ready": "consensus"}
+
+
 def test_kill_9_at_any_moment_keeps_what_was_handed_over(config):
     """Whatever apply was shown may have been acknowledged, so every later start must show it again."""
     seed = int(os.environ.get("ETCDFAST_TEST_SEED", "20261120"))
