@@ -207,5 +207,7 @@ class Member:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failed, *_):
         self.close()
+        if not failed:  # builds with sanitizers (ETCDFAST_BUILD=asan) report there
+            assert b"runtime error:" not in self._stderr and b"AddressSanitizer" not in self._stderr, self._stderr
