@@ -17,6 +17,7 @@ cdef enum:
     HANDOFF_BYTES_MAX = 8192
     ACCEPTS_PER_TURN = 64
     CREDIT_STEP_BYTES = 32768      # CREDIT is given in steps of this, or when all is sent
+    CLOSING_BYTES_MAX = 67108864   # kept for peers that do not read on to their GOAWAY, all together
     LINGER_BYTES_MAX = 1048576     # read and thrown away after GOAWAY, so that close() does not reset it away
     # While a ring is full, a connection is read on until it has a request that waits; these bound all of them
     # together. Beyond, nothing is read: a wall of clients behind a stalled disk costs no more memory.
@@ -106,6 +107,7 @@ ctypedef struct loop_t:
     late_t late[2]
     uint32_t late_count
     uint64_t late_bytes
+    uint64_t closing_bytes # pending of connections whose HTTP/2 part is gone
     cancel_t *cancels      # owed to apply
     uint32_t cancel_count
     uint32_t cancel_room
@@ -155,6 +157,8 @@ cdef void conn_resume(loop_t *loop, conn_t *conn) noexcept nogil
 cdef void conn_flush_dirty(loop_t *loop) noexcept nogil
 # Deadlines of connections: preface, headers, keepalive, lingering. Once a second.
 cdef void conn_sweep(loop_t *loop) noexcept nogil
+# While too much is held, end the heaviest connections. Whether any was ended.
+cdef bint conn_shed(loop_t *loop) noexcept nogil
 # One step of the graceful end.
 cdef void conn_drain(loop_t *loop) noexcept nogil
 # At the end of the process: close everything.

@@ -6,7 +6,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from etcdfast._ext.grpcwire cimport GRPC_UNAVAILABLE
-from etcdfast._ext.h2stream cimport h2_say
+from etcdfast._ext.h2budget cimport heaviest, hold, over_budget
+from etcdfast._ext.h2stream cimport h2_say, h2_serve_grants
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.http2 cimport (
     h2_close, h2_feed, h2_finished, h2_goaway_frame, h2_open, h2_ping, h2_pull, h2_shutdown,
@@ -90,13 +91,27 @@ cdef void close_h2(conn_t *conn) noexcept nogil:
     conn.h2 = NULL
     if h2 != NULL:
         h2_close(h2)
+        conn.loop.closing_bytes += conn.pending_size
+
+
+cdef inline void pending_grew(loop_t *loop, conn_t *conn, int64_t more) noexcept nogil:
+    if conn.h2 != NULL:
+        hold(conn.h2, more)
+    else:
+        loop.closing_bytes = <uint64_t>(<int64_t>loop.closing_bytes + more)
+
+
+cdef void free_pending(loop_t *loop, conn_t *conn) noexcept nogil:
+    pending_grew(loop, conn, -<int64_t>conn.pending_size)
+    free(conn.pending)
+    conn.pending = NULL
+    conn.pending_size = conn.pending_sent = 0
 
 
 cdef void free_conn(loop_t *loop, conn_t *conn, bint keep_fd) noexcept nogil:
     """Forget the connection. Precondition: it is not in the ready list."""
     close_h2(conn)
-    free(conn.pending)
-    conn.pending = NULL
+    free_pending(loop, conn)
     if not keep_fd:
         close_fd(conn.fd)
     conn.used = False
@@ -182,6 +197,7 @@ cdef bint write_out(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t si
     memcpy(kept + conn.pending_size, data + n, size - n)
     conn.pending = kept
     conn.pending_size += <uint32_t>(size - n)
+    pending_grew(loop, conn, size - n)
     conn.blocked = True
     return True
 
@@ -195,9 +211,7 @@ cdef bint write_pending(loop_t *loop, conn_t *conn) noexcept nogil:
         return errno == EAGAIN or errno == EINTR
     conn.pending_sent += <uint32_t>n
     if conn.pending_sent == conn.pending_size:
-        free(conn.pending)
-        conn.pending = NULL
-        conn.pending_size = conn.pending_sent = 0
+        free_pending(loop, conn)
         conn.blocked = False
     return True
 
@@ -207,6 +221,9 @@ cdef void kill_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     cdef uint8_t frame[64]
     cdef uint32_t size = h2_goaway_frame(conn.h2, frame)
     close_h2(conn)
+    if loop.closing_bytes > CLOSING_BYTES_MAX:
+        drop_conn(loop, conn)
+        return
     conn.state = CONN_CLOSING
     conn.linger_until_ns = loop.server.now_ns + CLOSING_NS
     if not write_out(loop, conn, frame, size):
@@ -357,7 +374,7 @@ cdef void conn_read_ready(loop_t *loop) noexcept nogil:
     """Each ready connection once. One whose request waits for room in a ring is added again by conn_resume."""
     cdef conn_t *conn
     cdef conn_t *last = loop.ready_tail
-    while loop.ready_head != NULL and not conn_paused(loop):
+    while loop.ready_head != NULL and not conn_paused(loop) and not over_budget(&loop.server):
         conn = loop.ready_head
         loop.ready_head = conn.ready_next
         if loop.ready_head == NULL:
@@ -404,12 +421,26 @@ cdef void fail_conn(loop_t *loop, conn_t *conn, const char *why) noexcept nogil:
     kill_conn(loop, conn)
 
 
+cdef bint conn_shed(loop_t *loop) noexcept nogil:
+    cdef h2_conn *h2
+    cdef bint any = False
+    while over_budget(&loop.server):
+        h2 = heaviest(&loop.server)
+        fail_conn(loop, <conn_t *>h2.owner, b"too_much_memory_held")
+        any = True
+    return any
+
+
 cdef void conn_sweep(loop_t *loop) noexcept nogil:
     cdef uint32_t slot
+    cdef conn_t *conn
     loop.sweep_ns = loop.server.now_ns
     for slot in range(loop.conn_room):
-        if loop.conns[slot] != NULL and loop.conns[slot].used:
-            sweep_conn(loop, loop.conns[slot])
+        conn = loop.conns[slot]
+        if conn != NULL and conn.used:
+            if conn.h2 != NULL:
+                h2_serve_grants(conn.h2)
+            sweep_conn(loop, conn)
     if not loop.drain_step and loop.conn_count < loop.conns_max:
         conn_listen(loop, True)
 

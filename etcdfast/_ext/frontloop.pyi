@@ -32,6 +32,7 @@ class FrontLoop:
         streams_max: int = 4096,
         connections_max: int = 4096,
         quota_bytes: int = 0,
+        buffer_bytes_max: int = 536870912,
         request_timeout_seconds: float = 7.0,
         ping_min_seconds: float = 5.0,
         keepalive_idle_seconds: float = 7200.0,
@@ -43,7 +44,8 @@ class FrontLoop:
 
         Shapes: rpcs holds (id, path, route) with a route of api/rpcs.py; errors holds (gRPC code, text) by
                 error id; descriptors stay the caller's.
-        Units:  message_bytes_max is the largest gRPC message taken, without its prefix; quota_bytes 0 = none.
+        Units:  message_bytes_max is the largest gRPC message taken, without its prefix; quota_bytes 0 = none;
+                buffer_bytes_max is for what all connections hold together: above it the heaviest is closed.
         Errors: ValueError when a ring cannot hold such a message; OSError.
         """
     def run(self) -> int:

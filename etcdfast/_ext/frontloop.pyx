@@ -57,6 +57,8 @@ cdef uint64_t TAG_WAKEUP = TAG | 2
 cdef uint64_t TAG_LIFE = TAG | 3
 
 cdef uint64_t NS = 1000000000
+BUFFER_BYTES_MAX = 512 << 20
+
 cdef uint64_t SWEEP_NS = 1000000000
 
 
@@ -491,6 +493,8 @@ cdef int turn(loop_t *loop) noexcept nogil:
     ring_publish(loop.out[RING_APPLY])
     h2_settle(&loop.server)
     ring_release(loop.af)
+    if conn_shed(loop):
+        ring_publish(loop.out[RING_APPLY])   # CANCEL for what was under way
     if loop.life_gone:
         return RAN_LIFE
     if loop.woken:
@@ -514,7 +518,7 @@ cdef class FrontLoop:
                  Ring from_apply not None, StatusPage consensus_page not None, StatusPage apply_page not None,
                  listeners, int wakeup, int life, rpcs, errors, uint32_t message_bytes_max,
                  uint32_t txn_ops_max=128, uint32_t streams_max=4096, uint32_t connections_max=4096,
-                 uint64_t quota_bytes=0, double request_timeout_seconds=7.0, double ping_min_seconds=5.0,
+                 uint64_t quota_bytes=0, uint64_t buffer_bytes_max=BUFFER_BYTES_MAX, double request_timeout_seconds=7.0, double ping_min_seconds=5.0,
                  double keepalive_idle_seconds=7200.0, double keepalive_timeout_seconds=20.0,
                  double header_seconds=10.0, double drain_seconds=5.0):
         cdef loop_t *loop = self.loop
@@ -540,6 +544,7 @@ cdef class FrontLoop:
         loop.server.counters = &loop.counters
         loop.server.message_bytes_max = message_bytes_max
         loop.server.streams_max = streams_max
+        loop.server.budget_bytes = buffer_bytes_max
         loop.server.ping_min_ns = <uint64_t>(ping_min_seconds * 1e9)
         loop.server.now_ns = loop.sweep_ns = clock_ns()
         loop.timers.tick = loop.server.now_ns >> TIMER_TICK_SHIFT
@@ -667,6 +672,8 @@ cdef class FrontLoop:
             "request_buffer_bytes": c.request_buffer_bytes,
             "answer_buffer_bytes": c.answer_buffer_bytes,
             "answer_buffer_bytes_peak": c.answer_buffer_peak,
+            "held_bytes": loop.server.held_bytes,
+            "closing_bytes": loop.closing_bytes,
             "connections": loop.conn_count,
             "connections_accepted": loop.accepted,
             "connections_refused": loop.refused_connections,

@@ -17,6 +17,8 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil
 cdef void h2_drop_request(h2_stream *s) noexcept nogil
 # Open the stream's window for the whole message, whose length is in its buffer; in turn.
 cdef void h2_want_grant(h2_stream *s) noexcept nogil
+# Open what windows may be opened now; for those who wait while the process's budget is short.
+cdef void h2_serve_grants(h2_conn *conn) noexcept nogil
 
 cdef int h2_reply(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
 cdef int h2_message(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil

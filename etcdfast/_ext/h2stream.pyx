@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from etcdfast._ext.grpcwire cimport GRPC_CANCELLED, GRPC_PREFIX_BYTES, be32, grpc_percent_encode, put_be32
+from etcdfast._ext.h2budget cimport hold, hold_text
 from etcdfast._ext.h2guard cimport guard_answered
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.nghttp2 cimport *
@@ -38,6 +39,7 @@ cdef h2_stream *h2_new_stream(h2_conn *conn, int32_t stream_id) noexcept nogil:
         conn.streams.list_prev = s
     conn.streams = s
     conn.stream_count += 1
+    hold(conn, H2_STREAM_COST_BYTES)
     return s
 
 
@@ -45,6 +47,7 @@ cdef void free_chunk(h2_stream *s, h2_chunk *c) noexcept nogil:
     if not c.borrowed and c.data != NULL:
         free(<void *>c.data)
         s.conn.answer_bytes -= c.size
+        hold(s.conn, -<int64_t>c.size)
         s.conn.server.counters.answer_buffer_bytes -= c.size
     if c == &s.first:
         s.first_used = False
@@ -87,6 +90,7 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
     if s.list_next != NULL:
         s.list_next.list_prev = s.list_prev
     conn.stream_count -= 1
+    hold(conn, -<int64_t>(H2_STREAM_COST_BYTES + s.text_held))
     s.list_next = server.free_streams
     server.free_streams = s
 
@@ -100,15 +104,16 @@ cdef void h2_drop_request(h2_stream *s) noexcept nogil:
         free(s.buf)
         s.buf = NULL
         conn.request_bytes -= s.room
+        hold(conn, -<int64_t>s.room)
         conn.server.counters.request_buffer_bytes -= s.room
         s.room = 0
     if s.flags & STREAM_GRANT_WAITS:
         unlink_grant(s)
-        serve_grants(conn)
+        h2_serve_grants(conn)
     if s.grant:
         conn.grants -= s.grant
         s.grant = 0
-        serve_grants(conn)
+        h2_serve_grants(conn)
 
 
 # ---- windows for messages larger than the initial one: a grant for the whole message, in turn, within
@@ -139,13 +144,15 @@ cdef void h2_want_grant(h2_stream *s) noexcept nogil:
     else:
         conn.grant_tail.grant_next = s
     conn.grant_tail = s
-    serve_grants(conn)
+    h2_serve_grants(conn)
 
 
-cdef void serve_grants(h2_conn *conn) noexcept nogil:
+cdef void h2_serve_grants(h2_conn *conn) noexcept nogil:
+    cdef h2_server *server = conn.server
     cdef h2_stream *s
     cdef uint32_t need
-    while conn.grant_head != NULL:
+    # Near the end of the budget what is open may complete, and nothing large begins.
+    while conn.grant_head != NULL and server.held_bytes <= server.budget_bytes // 4 * 3:
         s = conn.grant_head
         # The length of the message is known; padding and the 5 bytes of the prefix need a little more.
         need = be32(s.buf + 1) + H2_STREAM_WINDOW
@@ -360,6 +367,7 @@ cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) no
             text_size = TEXT_BYTES_MAX // 3
         s.text = <char *>malloc(<size_t>text_size * 3)
         if s.text != NULL:
+            hold_text(s, text_size * 3)
             s.text_size = <uint32_t>grpc_percent_encode(<uint8_t *>s.text, <const uint8_t *>text, text_size)
     s.out_ended = True
     h2_drop_request(s)
@@ -407,6 +415,7 @@ cdef void h2_settle(h2_server *server) noexcept nogil:
                 c.sent = 0
                 c.borrowed = False
                 s.conn.answer_bytes += left
+                hold(s.conn, left)
                 server.counters.answer_buffer_bytes += left
             c = c.next
         if server.counters.answer_buffer_bytes > server.counters.answer_buffer_peak:

@@ -17,6 +17,8 @@ cdef enum:
     H2_CONNECTION_WINDOW = 1048576
     H2_PING_STRIKES_MAX = 2           # as grpc-go
     H2_PING_IDLE_SECONDS = 7200       # between pings of a connection without streams, as grpc-go
+    H2_STREAM_COST_BYTES = 1024       # of an open stream besides its bytes: ours and nghttp2's
+    H2_WEIGHTS = 53                   # size classes of h2budget.pxd: 64 bits without the lowest 12, and none
     H2_OUT_BYTES = 262144             # pulled per connection and turn
     H2_OUT_SLACK_BYTES = 73728        # one frame or one header block beyond it
 
@@ -75,6 +77,7 @@ ctypedef struct h2_stream:
     uint8_t code               # gRPC status
     char *text                 # percent encoded grpc-message, owned; or NULL
     uint32_t text_size
+    uint32_t text_held         # counted for note and text
     uint32_t begun_left        # bytes of the message begun that are still to come
     h2_stream *borrow_next     # in server.borrowers
     bint in_borrowers
@@ -107,6 +110,10 @@ ctypedef struct h2_conn:
     uint32_t header_bytes      # of the open block
     uint64_t request_bytes     # gathered and not passed on
     uint64_t answer_bytes      # owned chunks not sent
+    uint64_t held_bytes        # all that the connection makes the process keep: see h2budget.pxd
+    uint32_t weight            # size class of it, 0 in no list
+    h2_conn *weight_next
+    h2_conn *weight_prev
     uint64_t grants
     h2_stream *grant_head
     h2_stream *grant_tail
@@ -159,6 +166,10 @@ ctypedef struct h2_server:
     uint64_t now_ns
     uint8_t *out               # bytes pulled for the connection being written
     uint32_t out_size
+    uint64_t held_bytes        # by all connections
+    uint64_t budget_bytes      # above it the heaviest connection goes; above 3/4 no large window is opened
+    h2_conn *heavy[H2_WEIGHTS]
+    uint64_t heavy_bits        # lists that hold any
     h2_conn *dirty             # connections with something to write
     h2_stream *borrowers       # streams whose answer lies in the ring
     h2_stream *sent            # streams that owe CREDIT

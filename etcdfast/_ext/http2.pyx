@@ -10,6 +10,7 @@ from etcdfast._ext.grpcwire cimport (
     GRPC_INTERNAL, GRPC_INVALID_ARGUMENT, GRPC_PREFIX_BYTES, GRPC_RESOURCE_EXHAUSTED, GRPC_UNIMPLEMENTED, be32,
     decimal, grpc_timeout_ns, put_be32,
 )
+from etcdfast._ext.h2budget cimport hold, hold_text, weight_unlink
 from etcdfast._ext.h2guard cimport H2_HEADER_BYTES_MAX, guard_init, guard_reset, guard_scan
 from etcdfast._ext.h2stream cimport h2_drop_stream, h2_end, h2_new_stream, h2_say, h2_send_data, h2_want_grant
 from etcdfast._ext.h2types cimport *
@@ -49,6 +50,7 @@ cdef void keep_note(h2_stream *s, const uint8_t *text, size_t size) noexcept nog
     s.note_size = 0
     s.note = <char *>malloc(size if size else 1)
     if s.note != NULL:
+        hold_text(s, <uint32_t>size)
         memcpy(s.note, text, size)
         s.note_size = <uint32_t>size
 
@@ -164,6 +166,7 @@ cdef void take_data(h2_conn *conn, h2_stream *s, const uint8_t *data, size_t siz
                 return
             s.buf = grown
             conn.request_bytes += room - s.room
+            hold(conn, room - s.room)
             conn.server.counters.request_buffer_bytes += room - s.room
             s.room = room
             if conn.request_bytes > H2_REQUEST_BUFFER_MAX:
@@ -234,6 +237,7 @@ cdef void h2_keep_request(h2_stream *s) noexcept nogil:
     s.buf = buf
     s.have = s.room = s.loan_size
     conn.request_bytes += s.room
+    hold(conn, s.room)
     conn.server.counters.request_buffer_bytes += s.room
     if conn.request_bytes > H2_REQUEST_BUFFER_MAX:
         set_fatal(conn, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_buffered_requests")
@@ -471,6 +475,8 @@ cdef void h2_close(h2_conn *conn) noexcept nogil:
         while link[0] != conn:
             link = &link[0].dirty_next
         link[0] = conn.dirty_next
+    weight_unlink(conn)
+    conn.server.held_bytes -= conn.held_bytes   # what the owner added
     free(conn)
 
 

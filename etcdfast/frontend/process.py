@@ -20,6 +20,11 @@ STREAMS_MAX = 4096
 # Descriptors kept for everything that is no client connection (etcd: reservedInternalFDNum).
 RESERVED_DESCRIPTORS = 150
 CONNECTIONS_MAX = 1 << 16
+# What unfinished requests, open streams and unread answers of all connections may take. Honest loads stay far
+# below: clients that read hold nothing, and 4000 requests of 64 KiB under way are 256 MiB. On a small
+# machine the store needs its memory more than clients that do not read.
+BUFFER_BYTES_MAX = 512 << 20
+BUFFER_SHARE_OF_MEMORY = 8
 WAIT_LOG_SECONDS = 30.0
 
 
@@ -65,11 +70,17 @@ def settings(config):
         "streams_max": max(1, min(config.max_concurrent_streams, STREAMS_MAX)),
         "connections_max": _connections_max(),
         "quota_bytes": config.quota_bytes,
+        "buffer_bytes_max": _buffer_bytes_max(config.frontend_count),
         "request_timeout_seconds": config.request_timeout_seconds,
         "ping_min_seconds": config.grpc_keepalive_min_time,
         "keepalive_idle_seconds": config.grpc_keepalive_interval,
         "keepalive_timeout_seconds": config.grpc_keepalive_timeout,
     }
+
+
+def _buffer_bytes_max(frontends):
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(BUFFER_BYTES_MAX, memory_bytes // BUFFER_SHARE_OF_MEMORY) // frontends
 
 
 def _connections_max():

@@ -24,6 +24,7 @@ from tests.harness.wait import wait_until
 
 KIND_NAMES = {number: name for name, number in KINDS.items()}
 RPC_IDS = {rpc.method: rpc.id for rpc in rpcs.RPCS if not rpc.service.startswith("grpc.")}
+RUN_MODULE = "import runpy; runpy.run_module('etcdfast.frontend', run_name='__main__')"
 REQUEST_RING_BYTES = 4 << 20
 
 
@@ -41,7 +42,10 @@ def default_answer(record, member):
 
 
 class Frontend:
-    def __init__(self, answer=default_answer, answer_ring_bytes=4 << 20, start_thread=True, **config):
+    def __init__(
+        self, answer=default_answer, answer_ring_bytes=4 << 20, start_thread=True, prelude="", env=None, **config
+    ):
+        # `prelude` is Python that the frontend process runs before its module, to change what is no setting.
         self.answer = answer
         self.seen = []  # records other than requests, and requests when `keep`
         self.lock = threading.Lock()
@@ -87,7 +91,9 @@ class Frontend:
             },
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "etcdfast.frontend", "--boot-fd", str(boot_read)], pass_fds=inherited
+            [sys.executable, "-c", f"{prelude}\n{RUN_MODULE}", "--boot-fd", str(boot_read)],
+            pass_fds=inherited,
+            env=env,
         )
         with os.fdopen(boot_write, "wb") as boot_file:
             boot_file.write(json.dumps(boot).encode())
@@ -159,9 +165,10 @@ class Frontend:
                     self.seen.append(record)
                     for kind, payload, fields in self.answer(record, self):
                         self.push(record, kind, payload, **fields)
-            if not busy and (self.paused.is_set() or all(
-                [r.sleep() for name, r in self.requests.items() if name not in self.stalled]
-            )):
+            if not busy and (
+                self.paused.is_set()
+                or all([r.sleep() for name, r in self.requests.items() if name not in self.stalled])
+            ):
                 select.select([self.own_bell], [], [], 0.1)
                 try:
                     os.eventfd_read(self.own_bell)

@@ -236,7 +236,10 @@ def test_a_deadline_that_has_passed_is_no_call(timeout, body):
 
 
 def test_the_servers_own_timeout_is_etcds():
-    with Frontend(answer=lambda record, member: [], election_timeout=OWN_TIMEOUT) as frontend, frontend.channel() as channel:
+    with (
+        Frontend(answer=lambda record, member: [], election_timeout=OWN_TIMEOUT) as frontend,
+        frontend.channel() as channel,
+    ):
         assert failure(unary(channel, "Put"), PUT) == ("UNAVAILABLE", "etcdserver: request timed out")
 
 
