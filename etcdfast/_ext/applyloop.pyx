@@ -455,9 +455,7 @@ cdef class ApplyLoop:
         if decode_range(message, &request) < 0:
             raise LoopError("a frontend passed on a range that is none")
         status = <int>range_refused(self.mvcc, &request)
-        if self.ops.alarms & ALARM_CORRUPT:
-            status = ERR_CORRUPT
-        elif chunked and (request.min_mod or request.max_mod or request.min_create or request.max_create):
+        if chunked and (request.min_mod or request.max_mod or request.min_create or request.max_create):
             status = ERR_RANGE_STREAM_FILTER
         elif chunked and request.order != SORT_NONE and not (
                 request.order == SORT_ASCEND and request.target == TARGET_KEY):

@@ -180,7 +180,8 @@ cdef class KvOps:
         cdef uint8_t *p
         cdef int64_t revision
         cdef int error
-        if self.alarms & ALARM_CORRUPT:
+        # Reads stay possible on a corrupt member, as in etcd: operators look at it and save what it has.
+        if self.alarms & ALARM_CORRUPT and not read_only:
             return ERR_CORRUPT
         if self.alarms & ALARM_NOSPACE and self.has_put(message):
             return ERR_NO_SPACE

@@ -3,7 +3,7 @@
 Attributes (all plain numbers, read at the time of the call):
     current_revision, compacted_revision (-1 never), applied_index, applied_term,
     cluster_id, member_id, raft_term, leader, commit_index (from the consensus status page),
-    db_bytes (on disk and in memtables), db_in_use_bytes (keys and values of all live and historic records)
+    db_bytes (on disk and in memtables), db_in_use_bytes (keys and values of all records held, of every bucket)
     index_stats: (keys, live keys, revisions, used bytes, held bytes)
     store: get(key), scan(start, end) on prefixed keys (apply/buckets.py); a scan's view does not move
 
@@ -69,7 +69,7 @@ class Engine:
 
     @property
     def db_in_use_bytes(self):
-        return self._mvcc.in_use_bytes
+        return self._mvcc.in_use_bytes + self.store.meta_bytes
 
     @property
     def index_stats(self):
