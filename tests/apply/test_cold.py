@@ -194,7 +194,8 @@ def test_v2_requests_of_older_members_are_applied(cold):
         ID=1, Method="PUT", Path=f"/0/members/{ME:x}/attributes", Val='{"name":"old","clientURLs":["http://h:1"]}'
     )
     cold.entry(3, 2, 0, publish.SerializeToString(), store)
-    cold.entry(4, 2, 0, etcdserver_pb2.Request(ID=2, Method="PUT", Path="/0/version", Val="3.5.0").SerializeToString(), store)
+    version = etcdserver_pb2.Request(ID=2, Method="PUT", Path="/0/version", Val="3.5.0")
+    cold.entry(4, 2, 0, version.SerializeToString(), store)
     assert cold.members.members[ME].name == "old" and cold.members.cluster_version == "3.5.0"
 
 

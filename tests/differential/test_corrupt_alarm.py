@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.harness import Client, Server, pb, reference_server, target_server
 
-
 CORRUPT = 2  # AlarmType
 
 
