@@ -60,12 +60,16 @@ if KIND not in KINDS:
 COMPILE_ARGS, LINK_ARGS = KINDS[KIND]
 CHECKED = KIND != "release"
 
+# nonecheck stays off in every build: it needs the interpreter's lock at each attribute of `self`, which the
+# nogil methods do not hold (Cython refuses `self.x += 1` there). None is kept out at the door instead, in
+# every build: a function called from Python takes no None for an extension type unless that is its default.
 DIRECTIVES = {
     "language_level": "3",
     "boundscheck": CHECKED,
     "wraparound": False,
     "initializedcheck": CHECKED,
-    "nonecheck": CHECKED,
+    "nonecheck": False,
+    "allow_none_for_extension_args": False,
     "overflowcheck": False,
     "cdivision": True,
     "embedsignature": True,

@@ -1,6 +1,5 @@
 """Walking whole logs: segment after segment, into rows of entries and the few facts a start-up needs."""
 
-cimport cython
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -75,7 +74,6 @@ cdef class EntryTable:
     def __len__(self):
         return self.count
 
-    @cython.nonecheck(False)  # objects of our own, never None; the check of debug builds needs the lock
     cdef const uint8_t *data(self, size_t i) noexcept nogil:
         if self.refs[i].offset == 0:
             return NULL
@@ -97,7 +95,6 @@ cdef class EntryTable:
         return ref.type, ref.term, ref.index, data
 
 
-@cython.nonecheck(False)  # objects of our own, never None; the check of debug builds needs the lock
 cdef int table_put(EntryTable table, uint64_t snapshot_index, walrec_entry *entry, const uint8_t *base, uint32_t segment) noexcept nogil:
     cdef uint64_t position
     cdef size_t capacity
@@ -198,7 +195,6 @@ cdef class LogScan:
             zero = walrec_all_zero(start, end)
         return zero
 
-    @cython.nonecheck(False)  # objects of our own, never None; the check of debug builds needs the lock
     cdef int walk(self, const uint8_t *base, size_t size, uint32_t segment, bint last) noexcept nogil:
         """Frames up to the next metadata or snapshot record, left unread (OK), or to an end or error."""
         cdef walrec_frame frame
