@@ -300,7 +300,7 @@ cdef bint hand_off(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t siz
 
 
 cdef int sniff(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil:
-    """Tell HTTP/2 by its first three bytes. 1 it is, 0 not known yet, -1 it is not or no memory is left."""
+    """Tell HTTP/2 by its first three bytes. 1 it is, 0 not known yet, -1 it is not, -2 no memory is left."""
     cdef uint32_t i
     for i in range(size):
         if conn.sniffed_size + i == 3:
@@ -313,7 +313,7 @@ cdef int sniff(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) n
         return 0
     conn.h2 = h2_open(&loop.server, conn)
     if conn.h2 == NULL:
-        return -1
+        return -2
     conn.state = CONN_HTTP2
     if loop.drain_step:
         h2_shutdown(conn.h2, 1)
@@ -341,7 +341,7 @@ cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     if conn.state == CONN_SNIFF:
         rc = sniff(loop, conn, loop.buf, <uint32_t>n)
         if rc < 0:
-            if not hand_off(loop, conn, loop.buf, <uint32_t>n):
+            if rc == -2 or not hand_off(loop, conn, loop.buf, <uint32_t>n):
                 free_conn(loop, conn, False)
             return
         if rc == 0:

@@ -1,5 +1,7 @@
 """The bound on what all connections hold together: the heaviest goes, the others stay and are served."""
 
+import random
+
 import pytest
 
 from etcdfast.api.pb import rpc_pb2 as pb
@@ -9,6 +11,7 @@ from tests.frontend.rawh2 import (
     END_STREAM,
     ENHANCE_YOUR_CALM,
     HEADERS,
+    RST_STREAM,
     WINDOW_UPDATE,
     Client,
     frame,
@@ -161,3 +164,62 @@ def test_large_messages_wait_while_most_of_the_budget_is_held(tight):
             waiting.send(frame(DATA, 0, stream, piece))
         waiting.send(frame(DATA, END_STREAM, stream, rest[-1]))
         assert waiting.answer(stream)[0]["grpc-status"] == "0"
+
+
+# Ends the process with 99 when anything is still counted once no connection is left.
+ALL_GIVEN_BACK = f"""
+{TIGHT}
+served = p._run
+def run(loop, *more):
+    status = served(loop, *more)
+    counted = loop.counters()
+    names = "held_bytes closing_bytes request_buffer_bytes answer_buffer_bytes requests_waiting "
+    names += "requests_waiting_bytes timers connections"
+    left = {{name: counted[name] for name in names.split() if counted[name]}}
+    return 99 if left else status
+p._run = run
+"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_counted_when_all_are_gone(seed):
+    rng = random.Random(seed)
+    whole = message(PUT)
+    with Frontend(prelude=ALL_GIVEN_BACK, answer=answer, election_timeout=-2300) as frontend:
+        if seed % 2:
+            frontend.stalled.add("f0c")
+        clients = []
+        for _ in range(60):
+            client = Client(frontend.port, receive_buffer=rng.choice([None, 4096]))
+            client.socket.setblocking(False)
+            data = frame(WINDOW_UPDATE, 0, 0, (1 << 30).to_bytes(4, "big")) * rng.randrange(2)
+            for _ in range(rng.randrange(40)):
+                choice = rng.randrange(6)
+                if choice == 0:
+                    data += begin(client, whole[: rng.randrange(60_000)])[1]
+                elif choice == 1:
+                    data += client.call(GET, path="/etcdserverpb.KV/Range")[1]
+                elif choice == 2:
+                    data += client.call(PUT, grpc_timeout=rng.choice(["0n", "1m", "1S"]))[1]
+                elif choice == 3:
+                    data += client.call(b"", path="/no.such/" + "x" * rng.randrange(3000))[1]
+                elif choice == 4:
+                    data += begin(client, message(bytes(300_000))[: rng.randrange(60_000)])[1]
+                else:
+                    data += frame(RST_STREAM, 0, max(1, client.next_stream - 2), (8).to_bytes(4, "big"))
+            try:
+                client.socket.send(data)
+            except (BlockingIOError, ConnectionResetError, BrokenPipeError):
+                pass
+            clients.append(client)
+            if rng.random() < 0.3:
+                clients.pop(rng.randrange(len(clients))).socket.close()
+        with Client(frontend.port) as bystander:
+            assert end_of(bystander) is None
+        frontend.stalled.clear()
+        for client in clients[::2]:
+            client.socket.close()
+        frontend.terminate()
+        for client in clients[1::2]:
+            client.socket.close()
+        assert frontend.process.wait(20) == 0
