@@ -65,7 +65,7 @@ class Pair:
         if call.method == "HashKV" and "hash" in {difference.path for difference in differences}:
             left, right, differences = self._hash_again(call)
         self._learn(call, left)
-        exchange = Exchange(call.method, call.request, left, right, before.current, before.compacted)
+        exchange = Exchange(call.method, call.request, left, right, before.current, before.compacted, self._created)
         return exchange, differences
 
     def _hash_again(self, call: Call) -> tuple[Reply, Reply, list[Difference]]:
@@ -90,6 +90,9 @@ class Pair:
             compacted = call.request.revision
         revision = left.message.header.revision
         self.state = State(max(current, revision), compacted)
+
+    def _created(self, revision: int) -> dict[bytes, int]:
+        return {kv.key: kv.create_revision for kv in self.left.get(b"\x00", b"\x00", revision=revision).kvs}
 
     def _contents(self, request: Any, header_revision: int) -> dict[bytes, Any]:
         revision = request.revision if request.revision > 0 else header_revision

@@ -161,6 +161,23 @@ class TestKnownDifferences:
         assert self.left_over("HashKV", pb.HashKVRequest(revision=5), left, right, compacted=5) == []
         assert self.left_over("HashKV", pb.HashKVRequest(revision=4), left, right, compacted=5)
 
+    def test_hash_of_a_reborn_key_is_known_only_when_it_is_alone(self) -> None:
+        left, right = _ok("HashKV", pb.HashKVResponse(hash=7)), _ok("HashKV", pb.HashKVResponse(hash=8))
+        request = pb.HashKVRequest(revision=8)
+        differences = compare_replies("HashKV", request, left, right)
+
+        def left_over(before: dict[bytes, int], after: dict[bytes, int], compacted: int = 5) -> bool:
+            at = {7: before, 8: after}
+            exchange = Exchange("HashKV", request, left, right, 9, compacted, at.__getitem__)
+            return bool(unexplained(exchange, differences))
+
+        assert not left_over({b"a": 3, b"b": 4}, {b"a": 8})
+        assert left_over({b"a": 3, b"b": 4}, {b"a": 8, b"b": 4})
+        assert left_over({b"b": 4}, {b"a": 8})
+        assert left_over({b"a": 3}, {b"a": 3})
+        assert left_over({b"a": 3}, {})
+        assert left_over({b"a": 3}, {b"a": 8}, compacted=-1)
+
 
 def test_minimise_finds_the_two_calls_that_matter() -> None:
     replays = 0
