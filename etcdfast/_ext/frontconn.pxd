@@ -20,8 +20,10 @@ cdef enum:
     CLOSING_BYTES_MAX = 67108864   # kept for peers that do not read on to their GOAWAY, all together
     LINGER_BYTES_MAX = 1048576     # read and thrown away after GOAWAY, so that close() does not reset it away
     # While a ring is full, a connection is read on until it has a request that waits; these bound all of them
-    # together. Beyond, nothing is read: a wall of clients behind a stalled disk costs no more memory.
+    # together. Beyond, nothing is read: a wall of clients behind a stalled disk costs no more memory. The
+    # share keeps what waits from ever ending a connection for the budget.
     LATE_BYTES_MAX = 67108864
+    LATE_SHARE_OF_BUDGET = 4
     LATE_COST_BYTES = 1024         # of a waiting request besides its bytes: stream, session, allocators
     CANCELS_MAX = 65536            # 16 bytes each
     RPCS_MAX = 64
@@ -107,6 +109,7 @@ ctypedef struct loop_t:
     late_t late[2]
     uint32_t late_count
     uint64_t late_bytes
+    uint64_t late_bytes_max
     uint64_t closing_bytes # pending of connections whose HTTP/2 part is gone
     cancel_t *cancels      # owed to apply
     uint32_t cancel_count

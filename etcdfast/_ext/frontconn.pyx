@@ -362,7 +362,7 @@ cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
 
 
 cdef bint conn_paused(loop_t *loop) noexcept nogil:
-    return loop.late_bytes >= LATE_BYTES_MAX or loop.cancel_count >= CANCELS_MAX
+    return loop.late_bytes >= loop.late_bytes_max or loop.cancel_count >= CANCELS_MAX
 
 
 cdef void conn_resume(loop_t *loop, conn_t *conn) noexcept nogil:

@@ -545,6 +545,7 @@ cdef class FrontLoop:
         loop.server.message_bytes_max = message_bytes_max
         loop.server.streams_max = streams_max
         loop.server.budget_bytes = buffer_bytes_max
+        loop.late_bytes_max = min(<uint64_t>LATE_BYTES_MAX, buffer_bytes_max // LATE_SHARE_OF_BUDGET)
         loop.server.ping_min_ns = <uint64_t>(ping_min_seconds * 1e9)
         loop.server.now_ns = loop.sweep_ns = clock_ns()
         loop.timers.tick = loop.server.now_ns >> TIMER_TICK_SHIFT

@@ -8,7 +8,8 @@ from etcdfast._ext.nghttp2 cimport (
     nghttp2_data_provider, nghttp2_mem, nghttp2_nv, nghttp2_option, nghttp2_session, nghttp2_session_callbacks,
 )
 
-# Limits against abuse. Each closes the connection that breaks it.
+# Limits against abuse. Each closes the connection that breaks it. Requests: an honest client may begin a
+# thousand large ones at once, and each may fill its initial window before its turn for a grant comes.
 cdef enum:
     H2_REQUEST_BUFFER_MAX = 67108864  # bytes of unfinished requests of one connection
     H2_ANSWER_BUFFER_MAX = 67108864   # bytes of answers that one connection does not take

@@ -136,3 +136,17 @@ def test_a_connection_that_ends_while_its_request_waits():
             assert served(client, RANGE, GET)
         pusher.client.socket.close()
         pusher.thread.join(60)
+
+
+def test_a_wall_of_waiting_requests_is_left_in_the_sockets_and_ends_nobody():
+    tight = "import etcdfast.frontend.process as p; p.BUFFER_BYTES_MAX = 24 << 20"
+    with Frontend(answer=short, prelude=tight) as frontend:
+        frontend.stalled.add("f0c")
+        pushers = [Pusher(frontend, 4) for _ in range(200)]  # 48 MB for a ring of 4 MiB and a quarter of 24 MiB
+        wait_until(lambda: room(frontend, "f0c") < 130_000, "the ring to be full")
+        for pusher in pushers:
+            pusher.thread.join(0.001)
+        frontend.stalled.clear()
+        for pusher in pushers:
+            pusher.finish()
+        assert len(frontend.kinds("PROPOSE")) == 800
