@@ -251,9 +251,9 @@ cdef class KvOps:
             rc = wire_next(&c, &f)
             if rc == WIRE_END:
                 break
-            if rc < 0 or (f.number <= 3 and f.type != WIRE_BYTES):
+            if rc < 0:
                 return OPS_MALFORMED
-            if f.number == TXN_COMPARE and succeeded:
+            if f.number == TXN_COMPARE and f.type == WIRE_BYTES and succeeded:
                 part.data = f.data
                 part.size = f.size
                 if decode_compare(&part, &compare) < 0:
@@ -266,7 +266,7 @@ cdef class KvOps:
         self.path.size += 1
         cursor_at(&c, message)
         while wire_next(&c, &f) == WIRE_MORE:
-            if f.number == <uint32_t>(TXN_SUCCESS if succeeded else TXN_FAILURE):
+            if f.type == WIRE_BYTES and f.number == <uint32_t>(TXN_SUCCESS if succeeded else TXN_FAILURE):
                 part.data = f.data
                 part.size = f.size
                 rc = decode_op(&part, &inner)
@@ -326,7 +326,7 @@ cdef class KvOps:
         self.path_at += 1
         cursor_at(&c, message)
         while wire_next(&c, &f) == WIRE_MORE:
-            if f.number != branch:
+            if f.number != branch or f.type != WIRE_BYTES:
                 continue
             part.data = f.data
             part.size = f.size
@@ -407,7 +407,7 @@ cdef class KvOps:
             outbuf_uint_field(out, 2, 1)
         cursor_at(&c, message)
         while wire_next(&c, &f) == WIRE_MORE:
-            if f.number != branch:
+            if f.number != branch or f.type != WIRE_BYTES:
                 continue
             part.data = f.data
             part.size = f.size

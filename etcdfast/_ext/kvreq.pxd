@@ -1,7 +1,10 @@
 """KV requests decoded from the wire into C structs that point into the bytes given. No allocation.
 
-As protobuf asks: fields in any order, the last of a scalar or oneof wins, unknown fields are skipped.
-A known field of the wrong wire type is malformed. All decoders return 0 or WIRE_MALFORMED.
+As protobuf asks: fields in any order, the last of a scalar or oneof wins, unknown fields are skipped,
+and so is a known field of another wire type. All decoders return 0 or WIRE_MALFORMED.
+
+What requests.pxd lets into the log must never be malformed here, or one request would end the member at
+every start: both sides rest on wire_next, and tests/apply/test_hostile.py holds them together.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -125,25 +128,21 @@ cdef inline int decode_put(const bytes_view *message, put_request *r) noexcept n
             return 0
         if rc < 0:
             return WIRE_MALFORMED
-        if f.number == 1 or f.number == 2:
-            if f.type != WIRE_BYTES:
-                return WIRE_MALFORMED
+        if f.type == WIRE_BYTES:
             if f.number == 1:
                 r.key.data = f.data
                 r.key.size = f.size
-            else:
+            elif f.number == 2:
                 r.value.data = f.data
                 r.value.size = f.size
-        elif f.number <= 6:
-            if f.type != WIRE_VARINT:
-                return WIRE_MALFORMED
+        elif f.type == WIRE_VARINT:
             if f.number == 3:
                 r.lease = <int64_t>f.value
             elif f.number == 4:
                 r.prev_kv = f.value != 0
             elif f.number == 5:
                 r.ignore_value = f.value != 0
-            else:
+            elif f.number == 6:
                 r.ignore_lease = f.value != 0
 
 
@@ -161,18 +160,14 @@ cdef inline int decode_delete(const bytes_view *message, delete_request *r) noex
             return 0
         if rc < 0:
             return WIRE_MALFORMED
-        if f.number <= 2:
-            if f.type != WIRE_BYTES:
-                return WIRE_MALFORMED
+        if f.type == WIRE_BYTES:
             if f.number == 1:
                 r.key.data = f.data
                 r.key.size = f.size
-            else:
+            elif f.number == 2:
                 r.end.data = f.data
                 r.end.size = f.size
-        elif f.number == 3:
-            if f.type != WIRE_VARINT:
-                return WIRE_MALFORMED
+        elif f.type == WIRE_VARINT and f.number == 3:
             r.prev_kv = f.value != 0
 
 
@@ -193,18 +188,14 @@ cdef inline int decode_range(const bytes_view *message, range_request *r) noexce
             return 0
         if rc < 0:
             return WIRE_MALFORMED
-        if f.number <= 2:
-            if f.type != WIRE_BYTES:
-                return WIRE_MALFORMED
+        if f.type == WIRE_BYTES:
             if f.number == 1:
                 r.key.data = f.data
                 r.key.size = f.size
-            else:
+            elif f.number == 2:
                 r.end.data = f.data
                 r.end.size = f.size
-        elif f.number <= 13:
-            if f.type != WIRE_VARINT:
-                return WIRE_MALFORMED
+        elif f.type == WIRE_VARINT:
             if f.number == 3:
                 r.limit = <int64_t>f.value
             elif f.number == 4:
@@ -240,12 +231,10 @@ cdef inline int decode_compact(const bytes_view *message, compact_request *r) no
             return 0
         if rc < 0:
             return WIRE_MALFORMED
-        if f.number <= 2:
-            if f.type != WIRE_VARINT:
-                return WIRE_MALFORMED
+        if f.type == WIRE_VARINT:
             if f.number == 1:
                 r.revision = <int64_t>f.value
-            else:
+            elif f.number == 2:
                 r.physical = f.value != 0
 
 
@@ -266,27 +255,23 @@ cdef inline int decode_compare(const bytes_view *message, compare_op *r) noexcep
             return 0
         if rc < 0:
             return WIRE_MALFORMED
-        if f.number == 3 or f.number == 7 or f.number == 64:
-            if f.type != WIRE_BYTES:
-                return WIRE_MALFORMED
+        if f.type == WIRE_BYTES:
             if f.number == 3:
                 r.key.data = f.data
                 r.key.size = f.size
             elif f.number == 64:
                 r.end.data = f.data
                 r.end.size = f.size
-            else:
+            elif f.number == 7:
                 r.union_field = 7
                 r.value.data = f.data
                 r.value.size = f.size
-        elif f.number <= 8:
-            if f.type != WIRE_VARINT:
-                return WIRE_MALFORMED
+        elif f.type == WIRE_VARINT:
             if f.number == 1:
                 r.result = <int32_t>f.value
             elif f.number == 2:
                 r.target = <int32_t>f.value
-            else:
+            elif 4 <= f.number <= 6 or f.number == 8:
                 r.union_field = f.number
                 r.number = <int64_t>f.value
 
@@ -305,9 +290,7 @@ cdef inline int decode_op(const bytes_view *message, bytes_view *inner) noexcept
             return op
         if rc < 0:
             return WIRE_MALFORMED
-        if f.number <= 4:
-            if f.type != WIRE_BYTES:
-                return WIRE_MALFORMED
+        if f.number <= 4 and f.type == WIRE_BYTES:
             op = <int>f.number
             inner.data = f.data
             inner.size = f.size

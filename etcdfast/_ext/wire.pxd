@@ -55,8 +55,10 @@ cdef inline int wire_varint(wire_cursor *c, uint64_t *out) noexcept nogil:
 cdef inline int wire_next(wire_cursor *c, wire_field *f) noexcept nogil:
     """Read the next field. WIRE_MORE, WIRE_END at the exact end, or WIRE_MALFORMED.
 
-    Groups (wire types 3 and 4) are malformed: etcd's messages have none.
+    Groups (wire types 3 and 4) are malformed: etcd's messages have none. So are tags of more than five
+    bytes, as for the protobuf runtime of the cold paths, which must not fail on what was let through here.
     """
+    cdef const uint8_t *start = c.pos
     cdef uint64_t tag
     cdef uint64_t left
     if c.pos == c.end:
@@ -64,7 +66,7 @@ cdef inline int wire_next(wire_cursor *c, wire_field *f) noexcept nogil:
     if c.pos[0] < 0x80:
         tag = c.pos[0]
         c.pos += 1
-    elif wire_varint(c, &tag) < 0 or tag > 0xFFFFFFFFu:
+    elif wire_varint(c, &tag) < 0 or tag > 0xFFFFFFFFu or c.pos - start > 5:
         return WIRE_MALFORMED
     f.number = <uint32_t>(tag >> 3)
     f.type = <uint32_t>(tag & 7)
