@@ -192,7 +192,8 @@ static inline ipc_record *ring_peek(ring_view *v) {
         if (v->head == v->tail) return NULL;
     }
     ipc_record *r = (ipc_record *)(v->data + (v->head & v->mask));
-    if (r->length < sizeof(ipc_record) || ring_aligned(r->length) > v->tail - v->head) return NULL;
+    uint64_t published = v->tail - v->head;
+    if (r->length < sizeof(ipc_record) || ring_aligned(r->length) > published || published > v->capacity) return NULL;
     return r;
 }
 
