@@ -153,7 +153,7 @@ cdef class Loop:
         self.epoll = -1
 
     def __init__(self, *, int doorbell, list inbound, Ring out not None, StatusPage status not None,
-                 Wal wal not None, RaftLog log not None, EntryTable table, int wake, int life,
+                 Wal wal not None, RaftLog log not None, EntryTable table or None, int wake, int life,
                  uint64_t request_prefix, uint64_t request_bytes_max, double tick_seconds,
                  uint64_t handed, uint64_t commit, tuple hard_state):
         cdef Ring ring
