@@ -660,22 +660,25 @@ cdef class ApplyLoop:
                 raise LoopError(f"an answer for frontend {r.frontend} of {self.frontends}")
             ring = self.af[r.frontend]
             to = ring_claim(ring, r.length)
-            while to == NULL:
-                self.wait_room(ring, r.length)
+            while to == NULL and self.wait_room(ring, r.length):
                 to = ring_claim(ring, r.length)
-            memcpy(to, r, r.length)
-            ring_commit(ring, to)
+            if to != NULL:
+                memcpy(to, r, r.length)
+                ring_commit(ring, to)
         for i in range(self.frontends):
             ring_publish(self.af[i])
         outbuf_reset(&self.outbox)
         return 0
 
     cdef int wait_room(self, ring_view *ring, uint32_t length) except -1:
-        """The frontend always drains this ring, so waiting for it cannot be for ever."""
+        """Wait for room: a frontend always drains this ring. 0 when there will be none: this process is told to
+        stop only when the frontends have ended, and what their clients asked for is not lost with the answer."""
         ring_publish(ring)
         while not ring_await_room(ring, length):
+            if self.stopping:
+                return 0
             self.wait_events(SLEEP_MS)
-        return 0
+        return 1
 
     # ---- sleeping ----
 

@@ -256,6 +256,27 @@ def test_a_signal_wakes_the_loop_and_what_is_handed_over_is_still_applied(tmp_pa
     rig.close()
 
 
+def test_a_stop_does_not_wait_for_frontends_that_have_ended(tmp_path):
+    """What is committed is applied and stored, also when nobody takes the answers from the full ring any more."""
+    rig = Rig(tmp_path / "store")
+    value = bytes(60_000)
+    entries = 2 * (rig.af0.capacity // len(value))
+    before = signal.signal(signal.SIGALRM, lambda number, frame: setattr(rig.loop, "stopping", True))
+    try:
+        rig.propose("Put", rpc_pb2.PutRequest(key=b"k", value=value))
+        while rig.index < entries:
+            while rig.index < entries and rig.ca.room > 2 * len(value):
+                rig.propose("Put", rpc_pb2.PutRequest(key=b"k", value=value, prev_kv=True))
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            rig.loop.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rig.loop.applied_index == rig.loop.stored_index == entries
+    rig.close()
+    assert Rig(tmp_path / "store").loop.applied_index == entries
+
+
 def test_the_end_of_the_supervisor_ends_the_loop(tmp_path):
     rig = Rig(tmp_path / "store")
     os.close(rig.life)
