@@ -281,7 +281,7 @@ cdef class RangeRun:
             if scan.state == SCAN_DONE or (enough >= 0 and self.passed >= enough):
                 self.resume = None
                 self.more = self.take >= 0 and self.passed > self.take
-                if self.compare != NULL:
+                if self.compare != NULL and self.chosen_count > 1:
                     qsort(self.chosen, <size_t>self.chosen_count, sizeof(selected), self.compare)
                 while self.take >= 0 and self.chosen_count > self.take:
                     self.chosen_count -= 1
