@@ -122,6 +122,43 @@ def test_a_length_that_lies_is_named(damage):
         consumer.pop()
 
 
+@pytest.mark.parametrize("tail", [CAPACITY + 8, 1 << 40, 2**64 - 8])
+def test_a_position_beyond_the_ring_is_named(tail):
+    """Even when the record's own length would fit what claims to be published."""
+    tail_at = 128  # ring_control in ring.h
+    fd = os.memfd_create("ring")
+    format_ring(fd, CAPACITY)
+    consumer = Ring(fd, -1)
+    os.pwrite(fd, tail.to_bytes(8, "little"), tail_at)
+    os.pwrite(fd, (CAPACITY + 8).to_bytes(4, "little"), 4096)
+    close(fd)
+    with pytest.raises(RingError, match="past its published bytes"):
+        consumer.pop()
+
+
+def test_any_bytes_in_a_ring_are_records_or_an_error():
+    rand = random.Random(4)
+    popped = 0
+    for _ in range(500):
+        fd = os.memfd_create("ring")
+        format_ring(fd, CAPACITY)
+        consumer = Ring(fd, -1)
+        content = bytearray(rand.randbytes(CAPACITY))
+        for at in range(0, CAPACITY, 8):
+            if rand.random() < 0.5:
+                content[at : at + 4] = rand.choice((40, 48, 100, 4000, CAPACITY)).to_bytes(4, "little")
+        os.pwrite(fd, content, 4096)
+        os.pwrite(fd, rand.choice((8, 48, 1000, CAPACITY, CAPACITY * 2)).to_bytes(8, "little"), 128)
+        close(fd)
+        try:
+            while (found := consumer.pop()) is not None:
+                assert len(found["payload"]) <= CAPACITY - RECORD_HEADER_BYTES
+                popped += 1
+        except RingError:
+            continue
+    assert popped > 50
+
+
 @pytest.mark.parametrize("capacity", [0, 4095, 5000, 1 << 31])
 def test_capacity_is_a_power_of_two_within_limits(capacity):
     fd = os.memfd_create("ring")
