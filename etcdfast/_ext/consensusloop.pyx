@@ -523,6 +523,8 @@ cdef class Loop:
         end = put_header(suffix, request_id)
         suffix_bytes = <uint64_t>(end - suffix)
         if prefix_bytes + data_bytes + suffix_bytes > self.request_bytes_max:
+            # Ids of requests in the log must lie closer together than the table of waiters is long.
+            self.request_suffix = self.request_suffix - 1
             return self.refuse(r, ERR_REQUEST_TOO_LARGE)
         code = raftlog_append(
             self.entries, 0, self.term, request_id, prefix, prefix_bytes,

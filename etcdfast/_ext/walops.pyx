@@ -2,6 +2,7 @@
 
 import errno as _errno
 
+from libc.errno cimport EINTR
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -56,7 +57,9 @@ cdef int system_fsync(void *context, int fd) noexcept nogil:
 
 
 cdef int system_fallocate(void *context, int fd, off_t size) noexcept nogil:
-    cdef int error = c_fallocate(fd, 0, size)  # returns the error, does not set errno
+    cdef int error = EINTR
+    while error == EINTR:  # a signal may end it, also SIGSTOP with SIGCONT, and the C library does not go on
+        error = c_fallocate(fd, 0, size)  # returns the error, does not set errno
     if error:
         walops_set_errno(error)
         return -1

@@ -173,6 +173,14 @@ class Process:
                 f"{last}: one of them is lost or belongs to another member",
                 corrupt=True,
             )
+        applied_term = self._apply[APPLY_WORDS["applied_term"]]
+        log_term = _term_in_log(opened, applied)
+        if applied_term and log_term and applied_term != log_term:
+            raise StorageError(
+                f"the store has entry {applied} of term {applied_term}, but in the write-ahead log "
+                f"{self.config.wal_path} it is of term {log_term}: they belong to different members",
+                corrupt=True,
+            )
         if applied + 1 < first:
             raise StorageError(
                 f"the store has applied index {applied}, but the write-ahead log {self.config.wal_path} begins at "
@@ -352,6 +360,17 @@ class Process:
             self.opened.disk.close()
         except WalError as err:
             raise DiskFailed(str(err)) from None
+
+
+def _term_in_log(opened, index):
+    """Term of an entry of the log read at start, or of the snapshot it goes on from; 0 when it is neither."""
+    if index == opened.snapshot[0]:
+        return opened.snapshot[1]
+    table = opened.table
+    if table is None or not len(table):
+        return 0
+    row = index - table.entry(0)[2]
+    return table.entry(row)[1] if 0 <= row < len(table) else 0
 
 
 def _catch_sigterm():

@@ -95,8 +95,9 @@ class Member:
 
     # ---- apply's side ----------------------------------------------------------------------------
 
-    def open_store(self, applied=0):
+    def open_store(self, applied=0, term=0):
         self.apply_status[APPLY_WORDS["applied_index"]] = applied
+        self.apply_status[APPLY_WORDS["applied_term"]] = term
         self.apply_status[APPLY_WORDS["opened"]] = 1
         os.eventfd_write(self.doorbells["consensus"], 1)
 

@@ -148,6 +148,32 @@ def test_size_limit_is_that_of_the_wrapped_request(config):
         assert accepted["index"] == record["index"] + 1
 
 
+def test_refused_requests_do_not_use_up_the_table_of_waiters(config):
+    """A request in the log keeps its waiter, however many are refused before it is committed."""
+    config = config._replace(max_request_bytes=200)
+    refused = 40_000  # more than the table has places
+    with Member(config, wal={"faults": "fdatasync:12+:delay=1500000"}) as member:
+        member.start()
+        while member.word("wal_fsync_count") < 11:
+            assert member.propose(put(b"k"), stream=5)
+            assert member.take()["kind"] == ENTRY
+        member.propose(put(b"k"), stream=7)
+        wait_until(lambda: member.word("last_index") > member.word("durable_index"), "a sync under way")
+        count = 0
+        seen = []
+        while count < refused or len(seen) < refused:
+            while count < refused and member.propose(put(b"k", bytes(200)), stream=9):
+                count += 1
+                if count % 32 == 1:
+                    member.propose(put(b"k"), stream=11)
+            while (record := member.out.pop()) is not None:
+                if record["kind"] == REFUSE:
+                    seen.append(record["stream"])
+                else:
+                    assert record["stream"] in (7, 11), "an answer that nobody gets"
+        assert set(seen) == {9}
+
+
 def test_what_cannot_be_proposed_is_refused(config):
     with Member(config) as member:
         member.start()

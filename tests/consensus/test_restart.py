@@ -175,6 +175,22 @@ def test_a_store_ahead_of_the_log_is_refused(config):
     assert "the store has applied index 5" in error and "ends at 4" in error
 
 
+@pytest.mark.parametrize("term", [1, 2, 3])
+def test_a_store_of_another_log_is_known_by_its_term(config, term):
+    """--wal-dir of one member, --data-dir of another: both have entry 4."""
+    with Member(config) as member:
+        member.start()
+        member.stop()
+    with Member(config, opened=False) as member:
+        member.open_store(4, term)
+        if term == 2:
+            assert member.start()
+        else:
+            error = member.told()["error"]
+            assert member.wait() == 65
+            assert f"the store has entry 4 of term {term}" in error and "it is of term 2" in error
+
+
 def test_a_log_that_begins_behind_the_store_is_refused(config):
     small_segments(config)
     snapshots = snapfile.names(os.path.join(config.member_dir, "snap"))
