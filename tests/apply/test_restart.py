@@ -298,7 +298,7 @@ def test_an_entry_that_cannot_be_decoded_stops(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x22\x02\x0a\x09", b"\x32\x03\x12\x01\x0a", b"\x2a\x02\x08\x01", b"\x3a\x02\x0a\x00"]
+    "data", [b"\x22\x02\x0a\x09", b"\x32\x03\x12\x01\x0a", b"\x2a\x02\x0a\x09", b"\x3a\x02\x08\x80"]
 )
 def test_a_request_that_cannot_be_decoded_stops(tmp_path, data):
     rig = Rig(tmp_path / "store")
