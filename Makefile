@@ -2,12 +2,13 @@
 
 BIN := .venv/bin
 
-.PHONY: help run build test soak bench lint clean
+.PHONY: help run build test asan soak bench lint clean
 
 help:
 	@echo "make run [ARGS=...]   build and serve on 127.0.0.1:2379; ARGS are flags of etcdfast"
 	@echo "make build            system packages, .venv, extensions (nothing to do when up to date)"
 	@echo "make test [ARGS=...]  build and run all tests; ARGS go to pytest"
+	@echo "make asan [ARGS=...]  tests under AddressSanitizer and UBSan, in a copy below build/"
 	@echo "make soak             a thousand rounds of kill -9 and ten long differential runs (an hour)"
 	@echo "make bench [ARGS=...] side-by-side run against real etcd (bench/compare.py)"
 	@echo "make lint             ruff"
@@ -22,6 +23,9 @@ run: build
 
 test: build
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+asan: build
+	@exec scripts/asan $(ARGS)
 
 soak: build
 	@ETCDFAST_CRASH_ROUNDS=1000 $(BIN)/python -m pytest -s tests/crash $(ARGS)

@@ -1,7 +1,7 @@
 """Build of the Cython extensions and the protobuf modules.
 
 `EXTENSIONS` is the one table of extension modules. `ETCDFAST_BUILD` picks the kind of build:
-release (default), debug (every Cython check on) or asan (AddressSanitizer, for the fault tests).
+release (default), debug (bounds, initialisation, assertions) or asan (the same under AddressSanitizer: `make asan`).
 `ETCDFAST_ONLY=name,name` limits a build to some rows while working on one of them; `none` builds no
 extension (pip installing a checkout whose extensions are built in place would compile them all again).
 A failed extension, a Cython warning and a Cython performance hint all fail the build.
