@@ -174,7 +174,8 @@ cdef inline int inner_search(Inner* node, const char* key, uint32_t key_len) noe
     cdef uint32_t shared = node.shared_len
     cdef Separator* separator
     if shared:
-        order = memcmp(key, separator_bytes(node.seps[0]), key_len if key_len < shared else shared)
+        # The pointer of an empty key may be NULL, which memcmp must not be given.
+        order = memcmp(key, separator_bytes(node.seps[0]), key_len if key_len < shared else shared) if key_len else 0
         if order < 0 or (order == 0 and key_len < shared):
             return 0
         if order > 0:
