@@ -157,7 +157,7 @@ cdef void *helper_main(void *argument) noexcept nogil:
 
 # A locked file of segment_bytes zeros. -1 and the errno in `error`; a stop leaves both unset (-1, 0).
 # The zeros are really written: the first write into an extent that is only allocated makes fdatasync commit the
-# file system's journal as well (112 instead of 177 us for a 4 KiB batch on ext4, see bench/micro/files.py).
+# file system's journal as well (112 instead of 177 us for a 4 KiB batch on ext4, see bench/micro/wal.py).
 cdef int prepare_spare(walfiles_t *files, int *error) noexcept nogil:
     cdef char name[WALFILES_NAME_BYTES]
     cdef const walops_table *ops = files.ops

@@ -125,3 +125,12 @@ def test_the_supervisor_starts_without_heavy_modules():
     )
     heavy = {"grpc", "google", "google.protobuf", "numpy", "asyncio", "subprocess", "typing", "dataclasses", "logging"}
     assert not loaded & heavy
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(r"`([\w/.-]+\.(?:pyx|pxd|pyi|py|md|h))`", (ROOT / page).read_text())
+    named += re.findall(r"\]\(([\w/.-]+)\)", (ROOT / page).read_text())
+    places = (ROOT, PACKAGE, PACKAGE / "_ext")
+    assert named
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
