@@ -124,6 +124,9 @@ class TestPowerCuts:
         assert synced > ROUNDS, "the journal saw no syncs: the server's calls do not pass through the library"
         assert unsynced > 0
 
-    def test_a_log_that_is_never_synced_is_found_out(self, library: Path, tmp_path: Path, rng: random.Random) -> None:
+    @pytest.mark.parametrize("lie", [".wal", ".sst"])
+    def test_files_that_are_never_synced_are_found_out(
+        self, library: Path, tmp_path: Path, rng: random.Random, lie: str
+    ) -> None:
         with pytest.raises(Broken):
-            _rounds(library, tmp_path, rng, [], lie=".wal")
+            _rounds(library, tmp_path, rng, ["--snapshot-count", "50"], lie=lie)
