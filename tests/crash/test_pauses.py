@@ -65,6 +65,10 @@ class Paused(threading.Thread):
                     (answered if late.ok else unanswered).append(operation)
                 elif unanswered:
                     raise Broken(f"{len(unanswered)} calls without an answer after the pause")
+                # Behind every write that was under way: what nobody was told of may still come after a read.
+                fence = history.put(b"fence/%d" % number, b"")
+                fence.revision = client.put(b"fence/%d" % number, b"").header.revision
+                answered.append(fence)
                 checker.after_restart(client, answered, unanswered)
                 checker.check_contents(client)
         if not server.alive:
