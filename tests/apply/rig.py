@@ -119,31 +119,24 @@ class Rig:
         return self.entry(internal.SerializeToString(), asked)
 
     def read(self, method, request):
-        self.stream += 2
-        assert self.ca.push(
-            KINDS["READ"],
-            request.SerializeToString(),
-            method=RPC[method],
-            frontend=0,
-            slot=7,
-            generation=3,
-            stream=self.stream,
-        ), "ca is full"
-        return self.stream
+        return self._ask(self.ca, "READ", method, request)
 
     # ---- as frontend ----
 
     def ask(self, method, request):
+        return self._ask(self.f0a, "CALL", method, request)
+
+    def _ask(self, ring, kind, method, request):
         self.stream += 2
-        assert self.f0a.push(
-            KINDS["CALL"],
+        assert ring.push(
+            KINDS[kind],
             request.SerializeToString(),
             method=RPC[method],
             frontend=0,
             slot=7,
             generation=3,
             stream=self.stream,
-        ), "f0a is full"
+        ), "the ring is full"
         return self.stream
 
     def credit(self, stream, size):

@@ -260,9 +260,13 @@ def test_interrupt_still_reports(etcd, processes):
         ),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wait_until(lambda: before.grown()[0] > 100, "load on the server", 30)
-    load.send_signal(signal.SIGINT)
-    out, err = load.communicate(timeout=30)
+    try:
+        wait_until(lambda: before.grown()[0] > 100, "load on the server", 30)
+        load.send_signal(signal.SIGINT)
+        out, err = load.communicate(timeout=30)
+    finally:
+        load.kill()  # not a load for the rest of the run
+        load.communicate()
     assert (load.returncode, err) == (130, "")
     assert sum(int(n) for n in re.findall(r"\[(\d+)\]\t\|", out)) == before.grown()[0]
 

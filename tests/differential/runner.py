@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.harness import Client, Reply, Server, pb, reference_server, target_server
+from tests.harness import Client, Reply, pb, started_pair
 
 from .compare import Difference, compare_replies
 from .generator import Call, State, call_at
@@ -158,18 +158,8 @@ def _checkpoint(pair: Pair, seed: int, index: int, summary: Summary) -> bool:
 
 def fresh_pair_run(seed: int, indexes: Iterable[int], trace: Callable[[str], object] | None = None) -> Summary:
     """`run` against newly started servers."""
-    left: Server = reference_server()
-    right: Server = target_server()
-    try:
-        left.spawn()
-        right.spawn()
-        left.wait_ready()
-        right.wait_ready()
-        with left.client() as one, right.client() as other:
-            return run(Pair(one, other), seed, indexes, trace)
-    finally:
-        left.close()
-        right.close()
+    with started_pair() as (left, right), left.client() as one, right.client() as other:
+        return run(Pair(one, other), seed, indexes, trace)
 
 
 def _text(request: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Client, pb, reference_server, target_server
+from tests.harness import Client, pb, started_pair, target_server
 
 from .generator import Call
 from .runner import Pair
@@ -42,22 +42,13 @@ def _fill(client: Client) -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    left, right = reference_server(), target_server()
-    try:
-        left.spawn()
-        right.spawn()
-        left.wait_ready()
-        right.wait_ready()
-        with left.client(60) as one, right.client(60) as other:
-            threads = [threading.Thread(target=_fill, args=(client,)) for client in (one, other)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            yield Pair(one, other)
-    finally:
-        left.close()
-        right.close()
+    with started_pair() as (left, right), left.client(60) as one, right.client(60) as other:
+        threads = [threading.Thread(target=_fill, args=(client,)) for client in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        yield Pair(one, other)
 
 
 def _random_range(rng: random.Random, current: int) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.harness import Client, pb, reference_server, target_name, target_server
+from tests.harness import Client, pb, started_pair, target_name
 
 from .compare import compare_replies
 from .generator import Call
@@ -19,17 +19,8 @@ MAX_MESSAGE_BYTES = MAX_REQUEST_BYTES + 512 * 1024  # what gRPC itself takes
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    left, right = reference_server(), target_server()
-    try:
-        left.spawn()
-        right.spawn()
-        left.wait_ready()
-        right.wait_ready()
-        with left.client() as one, right.client() as other:
-            yield Pair(one, other)
-    finally:
-        left.close()
-        right.close()
+    with started_pair() as (left, right), left.client() as one, right.client() as other:
+        yield Pair(one, other)
 
 
 def _put_of(message_bytes: int) -> pb.PutRequest:

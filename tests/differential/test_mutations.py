@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Client, EtcdServer, Reply, Server
+from tests.harness import Client, EtcdServer, Reply, Server, started_pair
 
 from .runner import Pair, run
 
@@ -37,16 +37,8 @@ class FalseClient:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Server, Server]]:
-    left, right = EtcdServer(), EtcdServer()
-    try:
-        left.spawn()
-        right.spawn()
-        left.wait_ready()
-        right.wait_ready()
-        yield left, right
-    finally:
-        left.close()
-        right.close()
+    with started_pair(EtcdServer(), EtcdServer()) as servers:
+        yield servers
 
 
 def _count_off_by_one(reply: Reply) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Server, reference_server, target_server
+from tests.harness import Server, started_pair
 
 from .etcdctl import Result, etcdctl, normalised
 
@@ -41,16 +41,8 @@ def parse(text: str) -> list[Command]:
 
 @pytest.fixture
 def servers() -> Iterator[tuple[Server, Server]]:
-    left, right = reference_server(), target_server()
-    try:
-        left.spawn()
-        right.spawn()
-        left.wait_ready()
-        right.wait_ready()
-        yield left, right
-    finally:
-        left.close()
-        right.close()
+    with started_pair() as started:
+        yield started
 
 
 def _run(server: Server, commands: list[Command]) -> list[Result]:

@@ -13,6 +13,7 @@ from .servers import (
     ServerError,
     new_server,
     reference_server,
+    started_pair,
     target_name,
     target_server,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "WaitTimeout",
     "new_server",
     "reference_server",
+    "started_pair",
     "target_name",
     "target_server",
     "wait_until",

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -336,6 +337,21 @@ def target_server(**arguments: object) -> Server:
 def reference_server(**arguments: object) -> Server:
     """Real etcd 3.5.1, not yet started."""
     return new_server("etcd", **arguments)
+
+
+@contextmanager
+def started_pair(left: Server | None = None, right: Server | None = None) -> Iterator[tuple[Server, Server]]:
+    """Two servers started side by side, the reference and the target if not given; closed at the end."""
+    left, right = left or reference_server(), right or target_server()
+    try:
+        left.spawn()
+        right.spawn()
+        left.wait_ready()
+        right.wait_ready()
+        yield left, right
+    finally:
+        left.close()
+        right.close()
 
 
 def wait_all_gone(pids: Iterable[int], deadline_seconds: float = 20.0) -> None:
