@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from tests.frontend.member import Frontend
+from tests.frontend.member import Frontend, impatient
 from tests.frontend.rawh2 import (
     ACK,
     CANCEL,
@@ -163,21 +163,13 @@ def test_the_streams_of_a_connection_are_limited():
         assert kind in (RST_STREAM, 7)
 
 
-# The header deadline is no setting; made short, for what it does is tested and not how long ten seconds are.
-IMPATIENT = """
-from etcdfast.frontend import process
-usual = process.settings
-process.settings = lambda config: usual(config) | {"header_seconds": 1.0}
-"""
-
-
 def test_slow_starters_are_closed():
     def end_of(client):
         client.deadline_seconds = 20
         return client.read_to_end()
 
     with (
-        Frontend(prelude=IMPATIENT) as frontend,
+        Frontend(prelude=impatient("header_seconds")) as frontend,
         socket.create_connection(("127.0.0.1", frontend.port), timeout=20) as silent,
         Client(frontend.port, greet=False) as half,
         Client(frontend.port) as greeted,
