@@ -12,6 +12,7 @@ from etcdfast._ext.kvreq cimport bytes_view
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.longread cimport LongAnswer, asker
 from etcdfast._ext.outbuf cimport outbuf
+from etcdfast._ext.spin cimport spin_t
 from etcdfast._ext.ring cimport Ring, StatusPage, ipc_record, ring_view
 
 cdef enum:
@@ -50,6 +51,7 @@ cdef class ApplyLoop:
     cdef readonly uint64_t applied_index
     cdef readonly uint64_t applied_term
     cdef readonly uint64_t stored_index   # of the applied record last written
+    cdef spin_t spin
     cdef readonly uint64_t turns
     cdef uint64_t turns_kept    # the turn after the last housekeeping
     cdef readonly bint ready
@@ -90,5 +92,6 @@ cdef class ApplyLoop:
     cdef int deliver(self) except -1
     cdef int wait_room(self, ring_view *ring, uint32_t length) except -1
     cdef int wait_events(self, int timeout_ms) except -1
+    cdef bint wait_awake(self) noexcept nogil
     cdef void publish(self) noexcept nogil
     cdef int sleep(self) except -1

@@ -24,6 +24,7 @@ from etcdfast._ext.longread cimport (
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbuf cimport outbuf, outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
 from etcdfast._ext.rangeread cimport RANGE_END, RangeRun, range_open, range_refused, range_whole
+from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.ring cimport (
     IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_END, IPC_ENTRY, IPC_HARD, IPC_NOBODY, IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_STREAM_CREDIT_BYTES, Ring, StatusPage, ST_ALARMS,
     ST_APPLIED_INDEX, ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES,
@@ -181,7 +182,8 @@ cdef class ApplyLoop:
             if not worked:
                 if self.stopping:
                     return
-                self.sleep()
+                if not (spin_pays(&self.spin) and self.wait_awake()):
+                    self.sleep()
 
     def run_turn(self):
         """One turn, for tests: whether there was something to do."""
@@ -254,6 +256,7 @@ cdef class ApplyLoop:
             else:
                 raise LoopError(f"record of kind {r.kind} from consensus")
             ring_advance(self.ca, r)
+        spin_note(&self.spin, <uint32_t>records)
         return records
 
     # ---- entries ----
@@ -697,6 +700,20 @@ cdef class ApplyLoop:
             read(fd, &drained, 8)
         PyErr_CheckSignals()
         return max(count, 0)  # -1 is an interrupted wait here, and would read as an exception
+
+    cdef bint wait_awake(self) noexcept nogil:
+        """Look for records without sleeping; False when none came in time."""
+        cdef int64_t until = now_ns() + SPIN_NS
+        cdef int i
+        while ring_peek(self.ca) == NULL:
+            for i in range(self.frontends):
+                if ring_peek(self.fa[i]) != NULL:
+                    return True
+            sched_yield()
+            if now_ns() >= until:
+                spin_in_vain(&self.spin)
+                return False
+        return True
 
     cdef int sleep(self) except -1:
         cdef bint empty = ring_sleep(self.ca)

@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from etcdfast._ext.raftlog cimport RaftLog, raft_log
 from etcdfast._ext.ring cimport Ring, ipc_record, ring_view
+from etcdfast._ext.spin cimport spin_t
 from etcdfast._ext.walio cimport Wal, wal_t
 from etcdfast._ext.walscan cimport EntryTable, walscan_row
 
@@ -101,6 +102,7 @@ cdef class Loop:
     cdef uint64_t tick_nanoseconds
     cdef uint64_t tick_at
     cdef uint64_t now
+    cdef spin_t spin
 
     cdef watch(self, int fd, uint32_t what, uint32_t events)
     cdef int turn_once(self) noexcept nogil
@@ -112,6 +114,7 @@ cdef class Loop:
     cdef int drain(self) noexcept nogil
     cdef int propose(self, ipc_record *r) noexcept nogil
     cdef int pass_read(self, ipc_record *r) noexcept nogil
+    cdef bint wait_awake(self) noexcept nogil
     cdef int refuse(self, ipc_record *r, uint32_t status) noexcept nogil
     cdef int write_wal(self) noexcept nogil
     cdef int sleep(self) noexcept nogil

@@ -20,6 +20,7 @@ from etcdfast._ext.ring cimport (
 from etcdfast._ext.rpcids cimport (
     RPC_ALARM, RPC_COMPACT, RPC_DELETE_RANGE, RPC_ID_MAX, RPC_LEASE_GRANT, RPC_LEASE_REVOKE, RPC_PUT, RPC_TXN,
 )
+from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.walio cimport (
     WAL_FAILED, WAL_FULL, WAL_NO_MEMORY, WAL_OK, Wal, wal_append_entry, wal_append_snapshot, wal_append_state,
     wal_counters, wal_done_fd, wal_durable, wal_durable_index, wal_durable_term, wal_idle, wal_pending_bytes,
@@ -500,6 +501,7 @@ cdef class Loop:
             tried = tried + 1 if count < LOOP_RING_RECORDS else 0
             if not events or events == -1:
                 self.next_inbound = self.next_inbound + 1 if self.next_inbound + 1 < self.inbounds else 0
+        spin_note(&self.spin, <uint32_t>(LOOP_TURN_RECORDS - left))
         return events if events > 0 else 0
 
     cdef int propose(self, ipc_record *r) noexcept nogil:
@@ -614,12 +616,30 @@ cdef class Loop:
 
     # ---- sleep -----------------------------------------------------------------------------------
 
+    cdef bint wait_awake(self) noexcept nogil:
+        """Look for the end of a sync under way, and for requests; False when neither came in time."""
+        cdef uint64_t until = monotonic_nanoseconds() + SPIN_NS
+        cdef bint syncing = not wal_idle(self.disk)
+        cdef int i
+        while not (syncing and wal_idle(self.disk)):
+            for i in range(self.inbounds):
+                if ring_peek(self.inbound[i]) != NULL:
+                    return True
+            sched_yield()
+            if monotonic_nanoseconds() >= until:
+                spin_in_vain(&self.spin)
+                return False
+        return True
+
     cdef int sleep(self) noexcept nogil:
         cdef epoll_event found[4]
         cdef int listening = 0
         cdef int i, n
         cdef int events = 0
         cdef uint64_t wait = self.tick_at - self.now if self.tick_at > self.now else 0
+        if (self.accepting and not self.blocked_bytes and not self.log_full
+                and spin_pays(&self.spin) and self.wait_awake()):
+            return 0
         # While `ca` or the log is full, requests stay in their rings and nobody need knock for them.
         if self.accepting and not self.blocked_bytes and not self.log_full:
             while listening < self.inbounds:

@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from etcdfast._ext.h2types cimport h2_conn, h2_counters, h2_server, h2_stream
 from etcdfast._ext.ring cimport ring_view
+from etcdfast._ext.spin cimport spin_t
 from etcdfast._ext.streamtimers cimport timers_t
 
 cdef enum:
@@ -127,6 +128,7 @@ ctypedef struct loop_t:
     uint64_t keepalive_timeout_ns
     uint64_t header_ns
     uint64_t drain_ns
+    spin_t spin
     timers_t timers
     uint64_t sweep_ns
     uint64_t alarm_ns

@@ -21,6 +21,7 @@ from etcdfast._ext.rpcids cimport (
     RPC_ALARM, RPC_COMPACT, RPC_DEFRAGMENT, RPC_HEALTH_CHECK, RPC_HEALTH_LIST, RPC_HEALTH_WATCH, RPC_ID_MAX,
     RPC_MEMBER_LIST, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN,
 )
+from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.streamtimers cimport TIMER_TICK_SHIFT, timer_expired, timer_set, timer_stop, timer_wait_ms
 from etcdfast._ext.wire cimport WIRE_BYTES, WIRE_MORE, wire_cursor, wire_field, wire_next, wire_put_uint
 
@@ -453,16 +454,33 @@ cdef void take_event(loop_t *loop, epoll_event *event) noexcept nogil:
     conn_event(loop, conn, event.events)
 
 
+cdef bint wait_awake(loop_t *loop, epoll_event *events, int *found) noexcept nogil:
+    """Look for answers and events without sleeping; False when nothing came in time."""
+    cdef uint64_t until = clock_ns() + SPIN_NS
+    found[0] = 0
+    while ring_peek(loop.af) == NULL:
+        found[0] = epoll_wait(loop.epoll_fd, events, EVENTS_MAX, 0)
+        if found[0]:
+            return True
+        sched_yield()
+        if clock_ns() >= until:
+            spin_in_vain(&loop.spin)
+            return False
+    return True
+
+
 cdef int turn(loop_t *loop) noexcept nogil:
     cdef epoll_event events[EVENTS_MAX]
     cdef int timeout = wait_ms(loop)
     cdef int n, i
     cdef h2_stream *s
-    if timeout and not ring_sleep(loop.af):
-        timeout = 0
-    n = epoll_wait(loop.epoll_fd, events, EVENTS_MAX, timeout)
-    if timeout:
-        ring_awake(loop.af)
+    spin_note(&loop.spin, loop.timers.count)   # each call that waits for consensus has a timer
+    if not (timeout and spin_pays(&loop.spin) and wait_awake(loop, events, &n)):
+        if timeout and not ring_sleep(loop.af):
+            timeout = 0
+        n = epoll_wait(loop.epoll_fd, events, EVENTS_MAX, timeout)
+        if timeout:
+            ring_awake(loop.af)
     loop.turns += 1
     loop.server.now_ns = clock_ns()
     for i in range(n):
