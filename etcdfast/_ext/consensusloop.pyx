@@ -23,8 +23,8 @@ from etcdfast._ext.rpcids cimport (
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.walio cimport (
     WAL_FAILED, WAL_FULL, WAL_NO_MEMORY, WAL_OK, Wal, wal_append_entry, wal_append_snapshot, wal_append_state,
-    wal_counters, wal_done_fd, wal_durable, wal_durable_index, wal_durable_term, wal_idle, wal_pending_bytes,
-    wal_poll, wal_stats, wal_submit, wal_submitted,
+    wal_counters, wal_done_fd, wal_durable, wal_durable_index, wal_durable_term, wal_has_news, wal_idle,
+    wal_pending_bytes, wal_poll, wal_stats, wal_submit, wal_submitted,
 )
 from etcdfast._ext.walscan cimport EntryTable, walscan_row
 from etcdfast._ext.wire cimport WIRE_BYTES, wire_put_tag, wire_put_uint, wire_put_varint
@@ -619,9 +619,8 @@ cdef class Loop:
     cdef bint wait_awake(self) noexcept nogil:
         """Look for the end of a sync under way, and for requests; False when neither came in time."""
         cdef uint64_t until = monotonic_nanoseconds() + SPIN_NS
-        cdef bint syncing = not wal_idle(self.disk)
         cdef int i
-        while not (syncing and wal_idle(self.disk)):
+        while not wal_has_news(self.disk):
             for i in range(self.inbounds):
                 if ring_peek(self.inbound[i]) != NULL:
                     return True

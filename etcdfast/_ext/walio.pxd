@@ -107,8 +107,10 @@ cdef uint64_t wal_submitted(wal_t *wal) noexcept nogil
 cdef uint64_t wal_durable(wal_t *wal) noexcept nogil
 # Record bytes waiting in the filling buffer.
 cdef size_t wal_pending_bytes(wal_t *wal) noexcept nogil
-# True when the disk thread takes a submit now.
+# True when the disk thread takes a submit now: it rests, and wal_poll has told of all it did.
 cdef bint wal_idle(wal_t *wal) noexcept nogil
+# True when wal_poll would say something other than 0.
+cdef bint wal_has_news(wal_t *wal) noexcept nogil
 
 # WAL_OK, or WAL_FAILED with `failure` filled in.
 cdef int wal_error(wal_t *wal, wal_failure *failure) noexcept nogil

@@ -274,7 +274,9 @@ cdef int wal_submit(wal_t *wal) noexcept nogil:
         return WAL_CLOSED
     if load32(&wal.failed):
         return WAL_FAILED
-    if full.end == full.head or load32(&wal.job) != JOB_IDLE:
+    # A batch that ended is first made known by wal_poll: its index is kept for one batch only, and the next
+    # one's must never be taken for durable in its place.
+    if full.end == full.head or not wal_idle(wal):
         return 0
     if next.capacity != wal.buffer_bytes:
         fresh = <uint8_t *>walsys_aligned(wal.buffer_bytes)
@@ -364,7 +366,11 @@ cdef size_t wal_pending_bytes(wal_t *wal) noexcept nogil:
 
 
 cdef bint wal_idle(wal_t *wal) noexcept nogil:
-    return load32(&wal.job) == JOB_IDLE
+    return wal.seen == wal.submitted and load32(&wal.job) == JOB_IDLE
+
+
+cdef bint wal_has_news(wal_t *wal) noexcept nogil:
+    return load64(&wal.durable_ticket) != wal.seen or load32(&wal.failed) != 0
 
 
 cdef int wal_error(wal_t *wal, wal_failure *failure) noexcept nogil:
@@ -532,7 +538,7 @@ cdef int wal_close(wal_t *wal) noexcept nogil:
         elif code == WAL_OK and wal.unsynced and wal.ops.fdatasync(wal.ops.context, wal.fd) != 0:
             code = fail(wal, WAL_DID_SYNC, errno, wal.fill.file_offset)
         # Only an idle word may be replaced: a failed batch also ends idle.
-        while not wal_idle(wal):
+        while load32(&wal.job) != JOB_IDLE:
             walsys_await_ring(wal.done_fd)
         store32(&wal.job, JOB_STOP)
         walsys_futex_wake(&wal.job)
