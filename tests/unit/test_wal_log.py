@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import select
 import struct
 import subprocess
 import sys
@@ -500,3 +501,18 @@ def test_micro_benchmark_runs(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "encode entry   256 B" in run.stdout
+
+
+def test_a_batch_is_told_of_before_the_next_one_goes(directory):
+    """Submit, sync, no poll, submit again: the second batch must not be taken for the first."""
+    log = create(directory)
+    log.append_entry(0, 1, 1, b"a")
+    assert log.submit()
+    wait_until(lambda: log.stats()["fsyncs"] >= 1 and select.select([log.done_fd], [], [], 0)[0], "the first sync")
+    log.append_entry(0, 1, 2, b"b")
+    assert not log.submit(), "the end of the first batch has not been polled"
+    assert log.poll() and log.durable_index == 1
+    assert log.submit()
+    log.flush()
+    assert log.durable_index == 2
+    log.close()
