@@ -105,7 +105,9 @@ def test_a_death_in_the_middle_of_the_disk_work(name: str, rng: random.Random) -
         server = target_server()
         try:
             for number in range(3):
-                size = rng.choice((1, 7, 8, 9, rng.randint(1, 4096), rng.randint(1, 20_000)))
+                # Whole sectors: neither a disk nor a kill tears a write within one. A length word cut in its middle
+                # is named as damage, as a flipped bit in it is.
+                size = 512 * rng.choice((1, 2, 7, 8, 9, rng.randint(1, 40)))
                 spec = DEATHS[name].format(n=rng.randint(25, 80), bytes=size)
                 status, _ = _fail_under_load(server, spec, rng, number, checker)
                 assert status != 0
