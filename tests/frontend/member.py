@@ -131,19 +131,23 @@ class Frontend:
         os.eventfd_write(self.own_bell, 1)
         if self.thread.is_alive():
             self.thread.join(10)
+        stuck = self.thread.is_alive() and self.process.poll() is None
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(10)
+        if self.thread.is_alive():
+            self.thread.join(10)
         self.listener.close()
         os.close(self.life_write)
         for fd in self.kept_fds:
             os.close(fd)
+        assert not stuck, "the frontend lives, and takes no answers"
 
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
 
     def push(self, record, kind, payload=b"", **fields):
-        """One answer record for the call of `record`; waits for room."""
+        """One answer record for the call of `record`; waits for room while the frontend lives."""
         fields.setdefault("method", record["method"])
         done = lambda: self.answers.push(  # noqa: E731
             KINDS[kind],
@@ -156,7 +160,12 @@ class Frontend:
         )
         with self.lock:
             if not done():
-                wait_until(done, f"room for {len(payload)} bytes in the answer ring", poll_seconds=0.0005)
+                # Nobody makes room any more in the ring of a frontend that has ended.
+                wait_until(
+                    lambda: done() or self.process.poll() is not None,
+                    f"room for {len(payload)} bytes in the answer ring",
+                    poll_seconds=0.0005,
+                )
 
     def _run(self):
         while not self.stopping:
