@@ -5,7 +5,7 @@ commit; publish once per batch. Consumer: peek, advance; release once per batch.
 are valid until release (consumer) or publish (producer).
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "ring.h" nogil:
@@ -56,6 +56,7 @@ cdef inline uint32_t record_payload_len(ipc_record *r) noexcept nogil:
 
 cdef enum:
     IPC_NOBODY = 0xFF
+    IPC_SELF = 0xFE          # apply itself waits: slot is its own token
 
 # Kinds of record. Frontend -> consensus:
 #   PROPOSE   payload = gRPC message bytes of `method`; term = deadline (CLOCK_MONOTONIC ns, 0 none)
@@ -65,6 +66,7 @@ cdef enum:
 #   CALL      what needs no log: serializable reads, Status, HashKV...; payload = gRPC message bytes
 #   CREDIT    index = bytes that the stream may send more
 #   CANCEL    the stream is gone: drop its cursor and any later answer
+#   HALF      the client of a bidi stream sends no more requests; each of them came as a CALL of its own
 # Consensus -> apply:
 #   ENTRY     committed entry: index, term, method = raftpb entry type; payload = Entry.Data;
 #             frontend/slot/generation/stream = who waits for the answer
@@ -78,6 +80,7 @@ cdef enum:
 #   BEGIN     a message of `index` bytes begins, its bytes follow in PART records
 #   PART      some bytes of the message begun
 #   END       status ends the call
+#   EVENTS    one WatchResponse for many watchers: ipc_events, its targets, head, events
 cdef enum:
     IPC_PROPOSE = 1
     IPC_READ = 2
@@ -92,10 +95,27 @@ cdef enum:
     IPC_BEGIN = 11
     IPC_PART = 12
     IPC_END = 13
+    IPC_HALF = 14
+    IPC_EVENTS = 15
 
 cdef enum:
     IPC_FLAG_GATEWAY = 1     # came through the JSON gateway
     IPC_FLAG_CREDIT = 2      # REPLY stream: the answer obeys CREDIT
+    IPC_FLAG_NEW_ID = 4      # PROPOSE of a LeaseGrant without id: consensus appends one
+
+# Payload of EVENTS: ipc_events, `targets` times ipc_target, head_bytes of field 1 (the ResponseHeader, with
+# its tag), and fields 11 (the events) to the end. A target's message is head, field 2 (its watch id) unless
+# that is 0, events.
+ctypedef struct ipc_target:
+    uint32_t slot
+    uint32_t generation
+    uint32_t stream
+    uint32_t unused
+    int64_t watch_id
+
+ctypedef struct ipc_events:
+    uint32_t targets
+    uint32_t head_bytes
 
 # Bytes that a stream may have under way from apply to the frontend's socket before CREDIT is needed.
 cdef enum:
@@ -136,6 +156,15 @@ cdef enum:
     ST_AUTH_ENABLED = 12
     ST_AUTH_REVISION = 13
     ST_APPLY_OPENED = 14     # ST_APPLIED_INDEX is valid
+    ST_WATCH_STREAMS = 15
+    ST_WATCHERS = 16
+    ST_SLOW_WATCHERS = 17    # behind what has happened
+    ST_WATCH_EVENTS = 18     # sent since the start
+    ST_LEASES = 19
+    ST_LEASES_GRANTED = 20   # since the start, as the next three
+    ST_LEASES_REVOKED = 21
+    ST_LEASES_RENEWED = 22
+    ST_LEASES_EXPIRED = 23
 
 
 cdef class Ring:

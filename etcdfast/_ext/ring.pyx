@@ -23,7 +23,7 @@ RECORD_HEADER_BYTES = sizeof(ipc_record)
 KINDS = {
     "PROPOSE": IPC_PROPOSE, "READ": IPC_READ, "CALL": IPC_CALL, "CREDIT": IPC_CREDIT, "CANCEL": IPC_CANCEL,
     "ENTRY": IPC_ENTRY, "REFUSE": IPC_REFUSE, "HARD": IPC_HARD, "REPLY": IPC_REPLY, "MESSAGE": IPC_MESSAGE,
-    "BEGIN": IPC_BEGIN, "PART": IPC_PART, "END": IPC_END,
+    "BEGIN": IPC_BEGIN, "PART": IPC_PART, "END": IPC_END, "HALF": IPC_HALF, "EVENTS": IPC_EVENTS,
 }
 NOBODY = IPC_NOBODY
 
@@ -40,6 +40,9 @@ APPLY_WORDS = {
     "db_in_use_bytes": ST_DB_IN_USE_BYTES, "quota_bytes": ST_QUOTA_BYTES, "alarms": ST_ALARMS,
     "keys": ST_KEYS, "index_bytes": ST_INDEX_BYTES, "ready": ST_APPLY_READY,
     "auth_enabled": ST_AUTH_ENABLED, "auth_revision": ST_AUTH_REVISION, "opened": ST_APPLY_OPENED,
+    "watch_streams": ST_WATCH_STREAMS, "watchers": ST_WATCHERS, "slow_watchers": ST_SLOW_WATCHERS,
+    "watch_events": ST_WATCH_EVENTS, "leases": ST_LEASES, "leases_granted": ST_LEASES_GRANTED,
+    "leases_revoked": ST_LEASES_REVOKED, "leases_renewed": ST_LEASES_RENEWED, "leases_expired": ST_LEASES_EXPIRED,
 }
 
 
