@@ -44,6 +44,7 @@ EXTENSIONS = {
     "rangeread": [],  # KV.Range: sorted, filtered, in slices
     "kvops": [],  # Put, DeleteRange, Txn on the MVCC state
     "longread": [],  # answers larger than a ring record: slices, credit
+    "outbox": [],  # what apply sends, and its sleep
     "applyloop": [],  # the turn of the apply process: rings in, answers out
     "loadh2": ["nghttp2"],  # HTTP/2 client of the load generator
     "loadgen": ["nghttp2"],  # HTTP/2 load generator of etcdfast-bench

@@ -11,6 +11,7 @@ from etcdfast._ext.kvops cimport KvOps
 from etcdfast._ext.kvreq cimport bytes_view
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.longread cimport LongAnswer, asker
+from etcdfast._ext.outbox cimport FRONTENDS_MAX, Outbox
 from etcdfast._ext.outbuf cimport outbuf
 from etcdfast._ext.spin cimport spin_t
 from etcdfast._ext.ring cimport Ring, StatusPage, ipc_record, ring_view
@@ -19,7 +20,6 @@ cdef enum:
     TURN_RECORDS_MAX = 4096
     TURN_BYTES_MAX = 4194304
     TURN_ANSWER_BYTES_MAX = 2097152   # more answers than this end the turn's intake
-    FRONTENDS_MAX = 64
     STREAMS_MAX = 2048                # long answers under way; more are refused
     CALLS_MAX = 64                    # sliced cold calls under way; more are refused
     CANCELS_MAX = 4096                # cancelled streams whose read may still come through consensus
@@ -39,15 +39,11 @@ cdef class ApplyLoop:
     cdef list rings             # keeps the Ring objects alive
     cdef ring_view *ca
     cdef ring_view *fa[FRONTENDS_MAX]
-    cdef ring_view *af[FRONTENDS_MAX]
     cdef int frontends
+    cdef Outbox out
     cdef void *own_page
     cdef void *consensus_page
     cdef object pages
-    cdef int doorbell
-    cdef int epoll
-    cdef int life
-    cdef int wake
     cdef readonly uint64_t applied_index
     cdef readonly uint64_t applied_term
     cdef readonly uint64_t stored_index   # of the applied record last written
@@ -55,9 +51,8 @@ cdef class ApplyLoop:
     cdef readonly uint64_t turns
     cdef uint64_t turns_kept    # the turn after the last housekeeping
     cdef readonly bint ready
-    cdef public bint stopping
+    cdef bint stop_asked
     cdef outbuf answer          # the one being made
-    cdef outbuf outbox          # ipc_records of the turn, in order
     cdef ipc_record *reads[TURN_RECORDS_MAX]
     cdef int reads_count
     cdef object deferred        # deque of reads as bytes, from turns that had no time for them
@@ -86,12 +81,6 @@ cdef class ApplyLoop:
     cdef int end_stream(self, LongAnswer stream) except -1
     # Answer with what is in self.answer, or with an error.
     cdef int reply(self, const asker *who, int status) except -1
-    # Append a record to the outbox.
-    cdef int post(self, const asker *who, int kind, int status, const void *data, uint64_t size) except -1
-    # Bring the outbox into the rings; waits for room.
-    cdef int deliver(self) except -1
-    cdef int wait_room(self, ring_view *ring, uint32_t length) except -1
-    cdef int wait_events(self, int timeout_ms) except -1
     cdef bint wait_awake(self) noexcept nogil
     cdef void publish(self) noexcept nogil
     cdef int sleep(self) except -1

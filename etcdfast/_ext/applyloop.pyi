@@ -3,11 +3,12 @@ from typing import Any
 
 from etcdfast._ext.kvops import KvOps
 from etcdfast._ext.mvcc import Mvcc
+from etcdfast._ext.outbox import LoopError as LoopError
+from etcdfast._ext.outbox import Outbox
+from etcdfast._ext.outbox import SupervisorGone as SupervisorGone
 from etcdfast._ext.ring import Ring, StatusPage
 
-class LoopError(Exception): ...
 class EntryCorrupt(Exception): ...
-class SupervisorGone(Exception): ...
 
 class ApplyLoop:
     mvcc: Mvcc
@@ -30,12 +31,9 @@ class ApplyLoop:
         self,
         ca: Ring,
         from_frontends: list[Ring],
-        to_frontends: list[Ring],
+        out: Outbox,
         own: StatusPage,
         consensus: StatusPage,
-        doorbell: int,
-        life: int,
-        wake: int,
     ) -> None: ...
     def start_at(self, index: int, term: int) -> None: ...
     def attach_cold(self, cold: Any) -> None: ...

@@ -1,11 +1,8 @@
 """The turn of the apply process; see applyloop.pxd."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
-from posix.unistd cimport close, read
+from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from etcdfast._ext.errids cimport (
@@ -22,6 +19,7 @@ from etcdfast._ext.longread cimport (
     asker_of, record_to,
 )
 from etcdfast._ext.mvcc cimport Mvcc
+from etcdfast._ext.outbox cimport Outbox
 from etcdfast._ext.outbuf cimport outbuf, outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
 from etcdfast._ext.rangeread cimport RANGE_END, RangeRun, range_open, range_refused, range_whole
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
@@ -29,8 +27,8 @@ from etcdfast._ext.ring cimport (
     IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_END, IPC_ENTRY, IPC_HARD, IPC_NOBODY, IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_STREAM_CREDIT_BYTES, Ring, StatusPage, ST_ALARMS,
     ST_APPLIED_INDEX, ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES,
     ST_INDEX_BYTES, ST_KEYS, ST_MEMBER_ID, ST_REVISION, ST_TERM, ipc_record, record_payload, record_payload_len,
-    ring_advance, ring_await_room, ring_awake, ring_broken, ring_claim, ring_commit, ring_knock, ring_peek,
-    ring_publish, ring_release, ring_sleep, ring_view, status_get, status_put,
+    ring_advance, ring_awake, ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get,
+    status_put,
 )
 from etcdfast._ext.rpcids cimport (
     RPC_COMPACT, RPC_DELETE_RANGE, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN,
@@ -39,21 +37,8 @@ from etcdfast._ext.rpcids cimport (
 from collections import deque
 
 from etcdfast._ext.mvcc import StoreCorrupt
+from etcdfast._ext.outbox import LoopError, SupervisorGone
 from etcdfast._ext.rangeread import RangeTooLarge
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        int fd
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
-    enum:
-        EPOLLIN
-        EPOLL_CTL_ADD
-        EPOLL_CLOEXEC
 
 cdef enum:
     SLEEP_MS = 1000
@@ -62,16 +47,8 @@ cdef enum:
     READ_BUDGET = 256        # index records that a read may look at before it is sliced
 
 
-class LoopError(Exception):
-    """The rings or the log handed over break their contract: the member must stop."""
-
-
 class EntryCorrupt(Exception):
     """A committed entry that cannot be decoded: going on would part this member from the others."""
-
-
-class SupervisorGone(Exception):
-    """The supervisor ended: so does this process, at once."""
 
 
 cdef int64_t now_ns() noexcept nogil:
@@ -110,7 +87,6 @@ cdef class ApplyLoop:
         self.rings = []
         self.ca = NULL
         self.own_page = self.consensus_page = NULL
-        self.epoll = self.doorbell = self.life = self.wake = -1
         self.streams = {}
         self.runnable = deque()
         self.calls = []
@@ -118,48 +94,37 @@ cdef class ApplyLoop:
         self.deferred = deque()
         self.pins = {}
         outbuf_init(&self.answer)
-        outbuf_init(&self.outbox)
 
     def __dealloc__(self):
         outbuf_free(&self.answer)
-        outbuf_free(&self.outbox)
-        if self.epoll >= 0:
-            close(self.epoll)
 
     # ---- set-up ----
 
-    def connect(self, Ring ca, list from_frontends, list to_frontends, StatusPage own, StatusPage consensus,
-                int doorbell, int life, int wake):
-        """Rings as lists by frontend number; `life` reads end of file when the supervisor is gone; `wake` is
-        a pipe that signals write to. Errors: OSError."""
+    def connect(self, Ring ca, list from_frontends, Outbox out, StatusPage own, StatusPage consensus):
+        """Rings of the frontends in the order of their numbers."""
         cdef Ring ring
-        cdef epoll_event event
-        cdef int fd
-        if not 0 < len(from_frontends) == len(to_frontends) <= FRONTENDS_MAX:
-            raise LoopError(f"{len(from_frontends)} frontends")
-        self.rings = [ca, *from_frontends, *to_frontends]
+        if len(from_frontends) != out.frontends:
+            raise LoopError(f"{len(from_frontends)} frontends ask, {out.frontends} are answered")
+        self.rings = [ca, *from_frontends]
         self.pages = (own, consensus)
         self.ca = &ca.view
-        self.frontends = len(from_frontends)
+        self.frontends = out.frontends
         for i, ring in enumerate(from_frontends):
             self.fa[i] = &ring.view
-        for i, ring in enumerate(to_frontends):
-            self.af[i] = &ring.view
+        self.out = out
+        out.stopping = self.stop_asked
         self.own_page = own.page
         self.consensus_page = consensus.page
-        self.doorbell = doorbell
-        self.life = life
-        self.wake = wake
-        self.epoll = epoll_create1(EPOLL_CLOEXEC)
-        if self.epoll < 0:
-            raise OSError(errno, "epoll_create1")
-        for fd in (doorbell, life, wake):
-            if fd < 0:
-                continue
-            event.events = EPOLLIN
-            event.data.fd = fd
-            if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
-                raise OSError(errno, "epoll_ctl")
+
+    @property
+    def stopping(self):
+        return self.stop_asked
+
+    @stopping.setter
+    def stopping(self, bint value):
+        self.stop_asked = value
+        if self.out is not None:
+            self.out.stopping = value
 
     def start_at(self, uint64_t index, uint64_t term):
         """The stored applied record."""
@@ -180,7 +145,7 @@ cdef class ApplyLoop:
         while True:
             worked = self.turn()
             if not worked:
-                if self.stopping:
+                if self.stop_asked:
                     return
                 if not (spin_pays(&self.spin) and self.wait_awake()):
                     self.sleep()
@@ -200,16 +165,16 @@ cdef class ApplyLoop:
         if self.mvcc.batch_changes:
             self.finish_batch()
         self.publish()
-        self.deliver()
+        self.out.deliver()
         if self.reads_count or self.deferred:
             self.run_reads()
-            self.deliver()
+            self.out.deliver()
             worked |= 1
         ring_release(self.ca)
         worked |= self.take_calls()
         if self.calls:
             worked |= self.run_calls()
-        self.deliver()
+        self.out.deliver()
         if self.runnable:
             worked |= self.run_streams()
         now = now_ns()
@@ -230,7 +195,7 @@ cdef class ApplyLoop:
         self.reads_count = 0
         if len(self.deferred) >= DEFERRED_MAX:
             return 0  # reads come in faster than they can be answered: let the ring fill
-        while records < TURN_RECORDS_MAX and taken < TURN_BYTES_MAX and self.outbox.size < TURN_ANSWER_BYTES_MAX:
+        while records < TURN_RECORDS_MAX and taken < TURN_BYTES_MAX and self.out.records.size < TURN_ANSWER_BYTES_MAX:
             r = ring_peek(self.ca)
             if r == NULL:
                 if ring_broken(self.ca):
@@ -245,14 +210,14 @@ cdef class ApplyLoop:
                 self.reads_count += 1
             elif r.kind == IPC_REFUSE:
                 asker_of(&who, r, r.method)
-                self.post(&who, IPC_REPLY, r.status, record_payload(r), record_payload_len(r))
+                self.out.post(&who, IPC_REPLY, r.status, record_payload(r), record_payload_len(r))
             elif r.kind == IPC_HARD:
                 if not self.ready and self.applied_index >= r.index:
                     self.ready = True
                     self.publish()
                     status_put(self.own_page, ST_APPLY_READY, 1)
                     for i in range(self.frontends):
-                        ring_knock(self.af[i].peer_doorbell)
+                        ring_knock(self.out.af[i].peer_doorbell)
             else:
                 raise LoopError(f"record of kind {r.kind} from consensus")
             ring_advance(self.ca, r)
@@ -349,8 +314,8 @@ cdef class ApplyLoop:
         cdef bytes raw, payload
         for raw, payload in self.compactor.take_finished():
             memcpy(&who, PyBytes_AS_STRING(raw), sizeof(asker))
-            self.post(&who, IPC_REPLY, 0, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload))
-        self.deliver()
+            self.out.post(&who, IPC_REPLY, 0, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload))
+        self.out.deliver()
 
     cdef int finish_batch(self) except -1:
         self.mvcc.write_batch(self.applied_index, self.applied_term)
@@ -376,15 +341,15 @@ cdef class ApplyLoop:
         cdef ipc_record *r
         while self.deferred:
             self.run_read(<ipc_record *>PyBytes_AS_STRING(self.deferred.popleft()))
-            if self.outbox.size > TURN_ANSWER_BYTES_MAX:
-                self.deliver()
+            if self.out.records.size > TURN_ANSWER_BYTES_MAX:
+                self.out.deliver()
             if now_ns() >= stop:
                 break
         while i < self.reads_count and not self.deferred:
             self.run_read(self.reads[i])
             i += 1
-            if self.outbox.size > TURN_ANSWER_BYTES_MAX:
-                self.deliver()
+            if self.out.records.size > TURN_ANSWER_BYTES_MAX:
+                self.out.deliver()
             if (i & 15) == 0 and now_ns() >= stop:
                 break
         # The ring gets its bytes back after every turn: entries behind these reads must not wait for them.
@@ -425,7 +390,7 @@ cdef class ApplyLoop:
         outbuf_reset(&self.answer)
         append(&self.answer, payload)
         if status and payload:
-            return self.post(who, IPC_REPLY, status, self.answer.data, self.answer.size)
+            return self.out.post(who, IPC_REPLY, status, self.answer.data, self.answer.size)
         return self.reply(who, status)
 
     cdef int run_calls(self) except -1:
@@ -502,9 +467,9 @@ cdef class ApplyLoop:
         cdef LongAnswer stream
         for stream in list(self.streams.values()):
             if 0 < stream.revision < revision:
-                self.post(&stream.who, IPC_END if stream.answered else IPC_REPLY, ERR_COMPACTED, NULL, 0)
+                self.out.post(&stream.who, IPC_END if stream.answered else IPC_REPLY, ERR_COMPACTED, NULL, 0)
                 self.end_stream(stream)
-        self.deliver()
+        self.out.deliver()
 
     cdef int take_calls(self) except -1:
         cdef ipc_record *r
@@ -525,8 +490,8 @@ cdef class ApplyLoop:
                 records += 1
                 self.take_call(r)
                 ring_advance(ring, r)
-                if self.outbox.size > TURN_ANSWER_BYTES_MAX:
-                    self.deliver()
+                if self.out.records.size > TURN_ANSWER_BYTES_MAX:
+                    self.out.deliver()
             # A record taken is a record done: what time did not reach stays in the ring.
             ring_release(ring)
             worked |= records
@@ -598,9 +563,9 @@ cdef class ApplyLoop:
             if key_of(&stream.who) not in self.streams:
                 continue  # cancelled
             try:
-                rc = stream.step(self.af[stream.who.frontend], &self.ops.ids)
+                rc = stream.step(self.out.af[stream.who.frontend], &self.ops.ids)
             except RangeTooLarge:
-                rc = stream.fail(self.af[stream.who.frontend], ERR_TOO_MANY_REQUESTS)
+                rc = stream.fail(self.out.af[stream.who.frontend], ERR_TOO_MANY_REQUESTS)
                 rc = STREAM_ENDED if rc == STREAM_ENDED else STREAM_NO_ROOM
             if rc == STREAM_GOING:
                 stream.queued = True
@@ -617,8 +582,7 @@ cdef class ApplyLoop:
         for stream in blocked:
             stream.queued = True
             self.runnable.append(stream)
-        for i in range(self.frontends):
-            ring_publish(self.af[i])
+        self.out.publish()
         return rc
 
     # ---- answers ----
@@ -627,79 +591,15 @@ cdef class ApplyLoop:
         if self.answer.failed and not status:
             status = ERR_TOO_MANY_REQUESTS  # the answer alone is what could not be made
         if status:
-            return self.post(who, IPC_REPLY, status, NULL, 0)
+            return self.out.post(who, IPC_REPLY, status, NULL, 0)
         if self.answer.size <= IPC_REPLY_BYTES_MAX:
-            return self.post(who, IPC_REPLY, 0, self.answer.data, self.answer.size)
+            return self.out.post(who, IPC_REPLY, 0, self.answer.data, self.answer.size)
         if len(self.streams) >= STREAMS_MAX or self.held_bytes + <int64_t>self.answer.size > HELD_BYTES_MAX:
-            return self.post(who, IPC_REPLY, ERR_TOO_MANY_REQUESTS, NULL, 0)
+            return self.out.post(who, IPC_REPLY, ERR_TOO_MANY_REQUESTS, NULL, 0)
         self.start_stream(answer_of_bytes(who, &self.answer))
         return 0
 
-    cdef int post(self, const asker *who, int kind, int status, const void *data, uint64_t size) except -1:
-        cdef uint64_t length = sizeof(ipc_record) + size
-        cdef uint64_t padded = (length + 7) & ~<uint64_t>7
-        cdef ipc_record *r = <ipc_record *>outbuf_reserve(&self.outbox, padded)
-        if r == NULL:
-            raise MemoryError
-        r.length = <uint32_t>length
-        record_to(r, who, kind, <uint32_t>status)
-        if size:
-            memcpy(record_payload(r), data, size)
-        self.outbox.size += padded
-        return 0
-
-    cdef int deliver(self) except -1:
-        cdef uint64_t at = 0
-        cdef ipc_record *r
-        cdef ipc_record *to
-        cdef ring_view *ring
-        cdef int i
-        if self.outbox.size == 0:
-            return 0
-        while at < self.outbox.size:
-            r = <ipc_record *>(self.outbox.data + at)
-            at += (r.length + 7) & ~<uint64_t>7
-            if r.frontend >= self.frontends:
-                raise LoopError(f"an answer for frontend {r.frontend} of {self.frontends}")
-            ring = self.af[r.frontend]
-            to = ring_claim(ring, r.length)
-            while to == NULL and self.wait_room(ring, r.length):
-                to = ring_claim(ring, r.length)
-            if to != NULL:
-                memcpy(to, r, r.length)
-                ring_commit(ring, to)
-        for i in range(self.frontends):
-            ring_publish(self.af[i])
-        outbuf_reset(&self.outbox)
-        return 0
-
-    cdef int wait_room(self, ring_view *ring, uint32_t length) except -1:
-        """Wait for room: a frontend always drains this ring. 0 when there will be none: this process is told to
-        stop only when the frontends have ended, and what their clients asked for is not lost with the answer."""
-        ring_publish(ring)
-        while not ring_await_room(ring, length):
-            if self.stopping:
-                return 0
-            self.wait_events(SLEEP_MS)
-        return 1
-
     # ---- sleeping ----
-
-    cdef int wait_events(self, int timeout_ms) except -1:
-        cdef epoll_event events[4]
-        cdef uint64_t drained
-        cdef int count, i, fd
-        with nogil:
-            count = epoll_wait(self.epoll, events, 4, timeout_ms)
-        if count < 0 and errno != EINTR:
-            raise OSError(errno, "epoll_wait")
-        for i in range(count):
-            fd = events[i].data.fd
-            if fd == self.life:
-                raise SupervisorGone
-            read(fd, &drained, 8)
-        PyErr_CheckSignals()
-        return max(count, 0)  # -1 is an interrupted wait here, and would read as an exception
 
     cdef bint wait_awake(self) noexcept nogil:
         """Look for records without sleeping; False when none came in time."""
@@ -721,13 +621,13 @@ cdef class ApplyLoop:
         cdef int i
         for i in range(self.frontends):
             empty = ring_sleep(self.fa[i]) and empty
-        if empty and not self.stopping:
+        if empty and not self.stop_asked:
             # After work, housekeeping comes once more when it is due; an idle member sleeps long.
             wait_ns = SLEEP_MS * 1000000
             if self.turns_kept != self.turns:
                 wait_ns = self.housekeeping_due - now_ns()
             if wait_ns > 0:
-                self.wait_events(<int>(wait_ns // 1000000) + 1)
+                self.out.wait_events(<int>(wait_ns // 1000000) + 1)
         ring_awake(self.ca)
         for i in range(self.frontends):
             ring_awake(self.fa[i])

@@ -38,7 +38,7 @@ cdef enum:
     LOOP_TURN_BYTES = 4194304  # of proposals and reads drained in a turn
     LOOP_HAND_RECORDS = 4096  # committed entries handed over in a turn
     LOOP_PUBLISH_RECORDS = 256  # committed records that apply is shown at once, so that it starts early
-    LOOP_HEADER_MAX = 16  # suffix that wraps a request: tag 2, length 1, tag 1, id 10
+    LOOP_HEADER_MAX = 32  # suffix that wraps a request: lease id 11, tag 2, length 1, tag 1, id 10
     LOOP_PREFIX_MAX = 16  # tag 2, length 10
 
 # Who waits for a proposal; found by request id, not by position, so that it holds for forwarded ones too.

@@ -1,7 +1,7 @@
 """The turn of the consensus process (contract and picture in consensusloop.pxd)."""
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -12,7 +12,7 @@ from etcdfast._ext.raftlog cimport (
     RAFTLOG_FULL, RAFTLOG_OK, RaftLog, raft_log, raftlog_append, raftlog_at, raftlog_release_to, raftlog_row,
 )
 from etcdfast._ext.ring cimport (
-    IPC_ENTRY, IPC_HARD, IPC_NOBODY, IPC_PROPOSE, IPC_READ, IPC_REFUSE, Ring, ST_COMMIT_INDEX, ST_DURABLE_INDEX,
+    IPC_ENTRY, IPC_FLAG_NEW_ID, IPC_HARD, IPC_LEASE_CHECKPOINT, IPC_NOBODY, IPC_PROPOSE, IPC_READ, IPC_REFUSE, Ring, ST_COMMIT_INDEX, ST_DURABLE_INDEX,
     ST_HANDED_INDEX, ST_LAST_INDEX, ST_WAL_BYTES, ST_WAL_FSYNC_COUNT, ST_WAL_FSYNC_NS, StatusPage, ipc_record,
     record_payload, record_payload_len, ring_advance, ring_await_room, ring_awake, ring_broken, ring_claim,
     ring_commit, ring_peek, ring_publish, ring_release, ring_sleep, ring_view, status_put,
@@ -94,6 +94,8 @@ cdef inline uint32_t request_field(uint8_t method) noexcept nogil:
         return 9
     if method == RPC_ALARM:
         return 10
+    if method == IPC_LEASE_CHECKPOINT:
+        return 11
     return 0
 
 
@@ -509,7 +511,7 @@ cdef class Loop:
         cdef uint8_t prefix[LOOP_PREFIX_MAX]
         cdef uint8_t suffix[LOOP_HEADER_MAX]
         cdef loop_waiter *waiter
-        cdef uint64_t request_id, prefix_bytes, suffix_bytes
+        cdef uint64_t request_id, prefix_bytes, suffix_bytes, own_bytes
         cdef uint64_t data_bytes = record_payload_len(r)
         cdef uint32_t field = request_field(r.method)
         cdef uint8_t *end
@@ -520,10 +522,15 @@ cdef class Loop:
         if r.term and r.term < self.now:
             return 0
         request_id = self.new_request_id()
-        end = wire_put_varint(wire_put_tag(prefix, field, WIRE_BYTES), data_bytes)
-        prefix_bytes = <uint64_t>(end - prefix)
-        end = put_header(suffix, request_id)
+        end = suffix
+        if r.flags & IPC_FLAG_NEW_ID:
+            # A field that comes twice counts as it came last, so an id of 0 before it does no harm.
+            end = wire_put_uint(end, 2, request_id & <uint64_t>INT64_MAX)
+        own_bytes = <uint64_t>(end - suffix)
+        end = put_header(end, request_id)
         suffix_bytes = <uint64_t>(end - suffix)
+        end = wire_put_varint(wire_put_tag(prefix, field, WIRE_BYTES), data_bytes + own_bytes)
+        prefix_bytes = <uint64_t>(end - prefix)
         if prefix_bytes + data_bytes + suffix_bytes > self.request_bytes_max:
             # Ids of requests in the log must lie closer together than the table of waiters is long.
             self.request_suffix = self.request_suffix - 1

@@ -7,12 +7,9 @@ sections 6.2 and 9.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from etcdfast._ext.changes cimport kv_change
 from etcdfast._ext.kvreq cimport bytes_view
 from etcdfast._ext.revindex cimport RevIndex
-
-ctypedef struct pending_record:
-    int64_t main
-    int64_t sub
 
 
 cdef class Mvcc:
@@ -29,9 +26,14 @@ cdef class Mvcc:
     cdef object batch
     cdef object batch_put
     cdef list pending_values            # stored KeyValues of the turn, in revision order
-    cdef pending_record *pending
+    cdef kv_change *pending             # the same, with the tombstones' keys
     cdef size_t pending_count
     cdef size_t pending_capacity
+    cdef public bint followed           # somebody wants the changes of a batch once it is written
+    cdef list changed_values            # keeps the bytes that changes point to
+    cdef kv_change *changes             # of the batch last written, while followed; until forget_changes
+    cdef size_t change_count
+    cdef size_t change_capacity
 
     # Revision that reads see: the current one, or that of the running transaction once it wrote.
     cdef inline int64_t visible(self) noexcept nogil:
@@ -54,5 +56,6 @@ cdef class Mvcc:
     cdef int64_t delete_range(self, const bytes_view *key, const bytes_view *end) except -1
     # The stored KeyValue of a revision the index knows. StoreCorrupt when it is not there.
     cdef bytes fetch(self, int64_t main, int64_t sub)
-    cdef int add_pending(self, int64_t main, int64_t sub, bytes value) except -1
+    cdef int add_pending(self, int64_t main, int64_t sub, bytes value, bint is_tombstone) except -1
+    cdef void forget_changes(self) noexcept
     cdef int tombstone(self, const char *key, uint32_t key_len) except -1

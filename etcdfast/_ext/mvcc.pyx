@@ -43,10 +43,15 @@ cdef class Mvcc:
         self.pending = NULL
         self.pending_capacity = 0
         self.pending_count = 0
+        self.changed_values = []
+        self.changes = NULL
+        self.change_capacity = 0
+        self.change_count = 0
         self.open_batch()
 
     def __dealloc__(self):
         free(self.pending)
+        free(self.changes)
 
     # ---- the turn's batch ----
 
@@ -63,20 +68,36 @@ cdef class Mvcc:
 
         Errors: what `write` raises; the state in memory is then ahead of the disk and the member must stop.
         """
+        cdef kv_change *swapped = self.changes
+        cdef size_t capacity = self.change_capacity
         self.batch_put(applied_key(self.current), applied_value(applied_index, applied_term))
         self.write(self.batch)
+        if self.followed and self.pending_count:
+            self.changes, self.pending = self.pending, swapped
+            self.change_capacity, self.pending_capacity = self.pending_capacity, capacity
+            self.change_count = self.pending_count
+            self.changed_values, self.pending_values = self.pending_values, []
         self.open_batch()
 
-    cdef int add_pending(self, int64_t main, int64_t sub, bytes value) except -1:
+    cdef void forget_changes(self) noexcept:
+        self.change_count = 0
+        self.changed_values = []
+
+    cdef int add_pending(self, int64_t main, int64_t sub, bytes value, bint is_tombstone) except -1:
+        cdef kv_change *change
         cdef void *grown
         if self.pending_count == self.pending_capacity:
             self.pending_capacity = self.pending_capacity * 2 if self.pending_capacity else 1024
-            grown = realloc(self.pending, self.pending_capacity * sizeof(pending_record))
+            grown = realloc(self.pending, self.pending_capacity * sizeof(kv_change))
             if grown == NULL:
                 raise MemoryError
-            self.pending = <pending_record *>grown
-        self.pending[self.pending_count].main = main
-        self.pending[self.pending_count].sub = sub
+            self.pending = <kv_change *>grown
+        change = &self.pending[self.pending_count]
+        change.main = main
+        change.sub = sub
+        change.record = <const uint8_t *>PyBytes_AS_STRING(value)
+        change.size = <uint32_t>PyBytes_GET_SIZE(value)
+        change.is_tombstone = is_tombstone
         self.pending_count += 1
         self.pending_values.append(value)
         self.batch_changes += 1
@@ -102,7 +123,7 @@ cdef class Mvcc:
         revision_key = PyBytes_FromStringAndSize(NULL, REVISION_KEY_BYTES)
         put_revision_key(<uint8_t *>PyBytes_AS_STRING(revision_key), main, self.sub)
         self.batch_put(revision_key, record)
-        self.add_pending(main, self.sub, record)
+        self.add_pending(main, self.sub, record, False)
         self.in_use_bytes += <int64_t>size + REVISION_KEY_BYTES - 1
         self.sub += 1
         return 0
@@ -121,7 +142,7 @@ cdef class Mvcc:
         if rc != 0:
             raise MemoryError(f"revision index: error {rc}")
         self.batch_put(revision_key, record)
-        self.batch_changes += 1
+        self.add_pending(main, self.sub, record, True)
         self.in_use_bytes += TOMBSTONE_KEY_BYTES - 1
         self.sub += 1
         return 0

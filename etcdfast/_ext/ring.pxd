@@ -103,6 +103,10 @@ cdef enum:
     IPC_FLAG_CREDIT = 2      # REPLY stream: the answer obeys CREDIT
     IPC_FLAG_NEW_ID = 4      # PROPOSE of a LeaseGrant without id: consensus appends one
 
+# Method of a PROPOSE that no RPC stands for: payload is a LeaseCheckpointRequest.
+cdef enum:
+    IPC_LEASE_CHECKPOINT = 0xFF
+
 # Payload of EVENTS: ipc_events, `targets` times ipc_target, head_bytes of field 1 (the ResponseHeader, with
 # its tag), and fields 11 (the events) to the end. A target's message is head, field 2 (its watch id) unless
 # that is 0, events.

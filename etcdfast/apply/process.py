@@ -11,6 +11,7 @@ from etcdfast._ext import ring
 from etcdfast._ext.applyloop import ApplyLoop
 from etcdfast._ext.kvops import KvOps
 from etcdfast._ext.mvcc import Mvcc
+from etcdfast._ext.outbox import Outbox
 from etcdfast.apply.cold import ColdPath
 from etcdfast.apply.compaction import Compactor
 from etcdfast.apply.engine import Engine
@@ -76,15 +77,19 @@ class Process:
         compactor.attach(loop)
         housekeeper.attach(loop)
         rings, bells = self._rings, self._doorbells
-        loop.connect(
-            ring.Ring(rings["ca"], bells["consensus"]),
-            [ring.Ring(rings[f"f{i}a"], bells[f"frontend{i}"]) for i in range(self._frontends)],
+        out = Outbox(
             [ring.Ring(rings[f"af{i}"], bells[f"frontend{i}"]) for i in range(self._frontends)],
-            self.page,
-            self.consensus_page,
+            ring.Ring(rings["ac"], bells["consensus"]),
             self._doorbell,
             self._life_fd,
             self._wake_fd,
+        )
+        loop.connect(
+            ring.Ring(rings["ca"], bells["consensus"]),
+            [ring.Ring(rings[f"f{i}a"], bells[f"frontend{i}"]) for i in range(self._frontends)],
+            out,
+            self.page,
+            self.consensus_page,
         )
         self.engine = Engine(loop, store, housekeeper, self.page, self.consensus_page)
         loop.attach_cold(ColdPath(self.engine, self._config.quota_bytes))

@@ -12,7 +12,6 @@ from etcdfast.supervisor.errors import StartError
 
 MIB = 1 << 20
 ANSWER_RING_BYTES = 4 * MIB  # apply -> frontend: larger answers travel in parts under credit
-RETURN_RING_BYTES = MIB  # apply -> consensus: nothing but apply's own small proposals
 
 # A ring takes a record only as a whole; half as much again keeps a second request from waiting for the
 # first to be read. Header and raft wrapping are the 4096.
@@ -42,7 +41,7 @@ def rings_of(config, frontends):
     request_bytes = request_ring_bytes(config)
     rings = [
         Ring("ca", "consensus", "apply", request_bytes),
-        Ring("ac", "apply", "consensus", RETURN_RING_BYTES),
+        Ring("ac", "apply", "consensus", request_bytes),
     ]
     for i in range(frontends):
         rings += [

@@ -58,7 +58,7 @@ class Rig:
             self.fds.append(fd)
             return fd
 
-        fds = {name: memfd(name, ring_bytes) for name in ("ca", "f0a", "af0")}
+        fds = {name: memfd(name, ring_bytes) for name in ("ca", "ac", "f0a", "af0")}
         self.bells = {"consensus": doorbell(), "frontend0": doorbell(), "apply": doorbell()}
         status = {"consensus": memfd("consensus", 4096), "apply": memfd("apply", 4096)}
         self.consensus_page = ring.StatusPage(status["consensus"])
@@ -70,6 +70,7 @@ class Rig:
         self.ca = ring.Ring(fds["ca"], self.bells["apply"])
         self.f0a = ring.Ring(fds["f0a"], self.bells["apply"])
         self.af0 = ring.Ring(fds["af0"], self.bells["apply"])
+        self.ac = ring.Ring(fds["ac"], self.bells["apply"])
         self.process = Process(self.path, fds, self.bells, status, self.bells["apply"], 1, life_read, -1, config)
         self.process.open()
         self.process.load()

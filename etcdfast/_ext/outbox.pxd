@@ -1,0 +1,37 @@
+"""What apply sends: answers to the frontends, requests of its own to consensus; and its sleep.
+
+Answers of a turn gather in the outbox and leave with `deliver`, which waits for room: a frontend always
+drains its ring. Requests of apply's own never wait: without room `propose` says so.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from etcdfast._ext.longread cimport asker
+from etcdfast._ext.outbuf cimport outbuf
+from etcdfast._ext.ring cimport ring_view
+
+cdef enum:
+    FRONTENDS_MAX = 64
+
+
+cdef class Outbox:
+    cdef list rings             # keeps the Ring objects alive
+    cdef ring_view *af[FRONTENDS_MAX]
+    cdef int frontends
+    cdef ring_view *ac
+    cdef int epoll
+    cdef int life
+    cdef bint stopping
+    cdef outbuf records         # ipc_records, in order
+    cdef list own               # [(token, status, payload)] answers to apply's own requests
+
+    # Append a record.
+    cdef int post(self, const asker *who, int kind, int status, const void *data, uint64_t size) except -1
+    # Bring the records into the rings; waits for room.
+    cdef int deliver(self) except -1
+    cdef void publish(self) noexcept nogil
+    # A request of apply's own; `token` gets its answer in `own`, 0 when nobody waits. False: no room now.
+    cdef bint propose(self, int method, const void *data, uint64_t size, uint32_t token) noexcept nogil
+    cdef int wait_room(self, ring_view *ring, uint32_t length) except -1
+    # Sleep until something rings the doorbell or a signal came; how many descriptors spoke.
+    cdef int wait_events(self, int timeout_ms) except -1

@@ -1,0 +1,9 @@
+from etcdfast._ext.ring import Ring
+
+class LoopError(Exception): ...
+class SupervisorGone(Exception): ...
+
+class Outbox:
+    def __init__(
+        self, to_frontends: list[Ring], to_consensus: Ring | None, doorbell: int, life: int, wake: int
+    ) -> None: ...
