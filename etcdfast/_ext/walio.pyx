@@ -435,9 +435,17 @@ cdef int32_t await_job(wal_t *wal) noexcept nogil:
 cdef int write_batch(wal_t *wal, wal_buffer *batch) noexcept nogil:
     cdef size_t size = whole_blocks(batch.end)
     cdef uint64_t began
+    cdef int error
     cdef int64_t n = wal.ops.pwrite(wal.ops.context, wal.fd, batch.base, size, <int64_t>batch.file_offset)
     if n != <int64_t>size:
-        return fail(wal, WAL_DID_WRITE, errno if n < 0 else 0, batch.file_offset)
+        error = errno if n < 0 else 0
+        if n > <int64_t>batch.head:
+            # Nobody was told of these records. Zeros end a log, half a record would be damage at the next start.
+            n -= <int64_t>batch.head
+            memset(batch.base + batch.head, 0, <size_t>n)
+            wal.ops.pwrite(wal.ops.context, wal.fd, batch.base + batch.head, <size_t>n,
+                           <int64_t>(batch.file_offset + batch.head))
+        return fail(wal, WAL_DID_WRITE, error, batch.file_offset)
     add64(&wal.counters.writes, 1)
     add64(&wal.counters.bytes_written, batch.end - batch.head)
     if batch.must_sync:
