@@ -43,6 +43,9 @@ EXTENSIONS = {
     "mvcc": [],  # key-value state of apply: changes to index and RocksDB batch
     "rangeread": [],  # KV.Range: sorted, filtered, in slices
     "kvops": [],  # Put, DeleteRange, Txn on the MVCC state
+    "watchtree": [],  # which watched ranges a key lies in
+    "watchhistory": [],  # events: their encoding, and reading past ones
+    "watchface": [],  # the two for Python
     "longread": [],  # answers larger than a ring record: slices, credit
     "outbox": [],  # what apply sends, and its sleep
     "applyloop": [],  # the turn of the apply process: rings in, answers out

@@ -1,0 +1,1 @@
+"""watchtree and watchhistory for Python: tests and tools."""
