@@ -48,6 +48,7 @@ EXTENSIONS = {
     "watchface": [],  # the two for Python
     "longread": [],  # answers larger than a ring record: slices, credit
     "outbox": [],  # what apply sends, and its sleep
+    "watchhub": [],  # watches: streams, groups, delivery, progress
     "applyloop": [],  # the turn of the apply process: rings in, answers out
     "loadh2": ["nghttp2"],  # HTTP/2 client of the load generator
     "loadgen": ["nghttp2"],  # HTTP/2 load generator of etcdfast-bench

@@ -71,6 +71,7 @@ cdef class WatchHub:
     cdef log_mark turn_mark              # where this turn's events begin in the log
     cdef bint turn_marked
     cdef bint turn_kept                  # somebody lags who may want them
+    cdef int64_t torn                    # revision in the middle of which a buffer was last given up
     cdef buffer_list dirty
     cdef buffer_list kept
     cdef buffer_pool pool

@@ -48,7 +48,10 @@ from etcdfast._ext.watchwire cimport (
 
 cdef enum:
     STAB_BATCH = 64
-    CLOCK_EVERY = 1
+    TARGETS_EXPECTED = 64     # room claimed at a time for those who lag at one place
+    TARGETS_AT_ONCE = 1024
+    HISTORY_RECORD_BYTES = 2048   # of an EVENTS record beside its events, with TARGETS_EXPECTED targets
+    PASSED_OVER_MAX = 32      # of the group's laggards, before nobody further on is looked for
 
 # Where a watcher that lags stands.
 cdef enum:
@@ -108,6 +111,7 @@ cdef class WatchHub:
 
     def __dealloc__(self):
         cdef uint64_t i
+        cdef int frontend
         cdef event_buffer *b
         cdef watch_blob *blob
         cdef big_send *big
@@ -131,8 +135,8 @@ cdef class WatchHub:
             self.blobs = blob.next
             free(blob)
         log_free(&self.log)
-        for i in range(FRONTENDS_MAX):
-            outbuf_free(&self.outlets[i].waiting)
+        for frontend in range(FRONTENDS_MAX):
+            outbuf_free(&self.outlets[frontend].waiting)
         outbuf_free(&self.scratch)
         outbuf_free(&self.past)
         event_cuts_free(&self.cuts)
@@ -590,6 +594,8 @@ cdef class WatchHub:
             if b == NULL:
                 return -1
             g.buffer = b
+            # A buffer given up in the middle of this revision took its earlier events along.
+            b.floor = main + 1 if main == self.torn else main
         if b.list != BUFFER_DIRTY:
             if b.list == BUFFER_KEPT:
                 buffer_unlist(&self.kept, b)
@@ -661,13 +667,17 @@ cdef class WatchHub:
         """Give up a buffer with unsent events: the whole front of the group goes on through history."""
         cdef watch_group *g = b.group
         cdef int64_t unsent = b.refs[b.sent].main
+        cdef int64_t last = b.refs[b.count - 1].main
         cdef int64_t behind_piece = b.refs[b.piece_end - 1].main + 1 if b.piece_end else unsent
+        cdef uint32_t i = g.front_count
         cdef watcher *w
-        while g.front_count:
-            w = g.front[g.front_count - 1]
-            self.fall_behind(w, behind_piece if w.place < b.cursor else unsent)
+        self.torn = last
+        while i:
+            i -= 1
+            w = g.front[i]
+            if not w.flags & WATCHER_AHEAD or w.next_rev <= last:
+                self.fall_behind(w, behind_piece if i < b.cursor else unsent)
         self.buffer_drop(b)
-        # They were put to work as their group's buffer was still there: where it is missing shows when they are served.
 
     # ---- those who lag ----
 
@@ -715,8 +725,7 @@ cdef class WatchHub:
             piece_close(&self.outlets[i], &self.piece)
 
     cdef bint send_front(self, event_buffer *b) noexcept nogil:
-        """What a group's front has not got; False when a ring has no room. The buffer may be gone afterwards
-        only if it fell back, and then True comes with b.group untouched by us."""
+        """What a group's front has not got; False when a ring has no room."""
         cdef watch_group *g = b.group
         cdef event_piece *piece = &self.piece
         cdef watcher *w
@@ -798,8 +807,11 @@ cdef class WatchHub:
             else:
                 stalled += 1
             b = next
-        if self.dirty.first == NULL and self.turn_marked:
-            if not self.turn_kept:
+        if self.dirty.first == NULL and self.log.first != NULL:
+            if self.kept.first == NULL:
+                self.turn_mark.block = NULL
+                log_back_to(&self.log, &self.turn_mark)
+            elif self.turn_marked and not self.turn_kept:
                 log_back_to(&self.log, &self.turn_mark)
             self.turn_marked = False
         worked = self.serve_ready()
@@ -810,9 +822,11 @@ cdef class WatchHub:
                 s = link.stream
                 link = link.next
                 i += 1
+                link_remove(&s.wish)
                 if self.all_at_front(s):
-                    link_remove(&s.wish)
                     self.progress(s)
+                else:
+                    link_push(&self.wishing, &s.wish)
         return worked
 
     cdef int serve_ready(self) except -1:
@@ -1009,7 +1023,11 @@ cdef class WatchHub:
             if s.credit <= 0 or s.big != NULL or s.lag_head == NULL or self.lag_state(s.lag_head) != LAG_HISTORY:
                 self.schedule(s)
                 continue
-            rc = SLICE_NO_ROOM if o.blocked or o.waiting.size else self.read_history(s)
+            # Room first: what is read and cannot be sent was read in vain.
+            if o.waiting.size or outlet_claim(o, self.piece_bytes + HISTORY_RECORD_BYTES) == NULL:
+                rc = SLICE_NO_ROOM
+            else:
+                rc = self.read_history(s)
             if rc == SLICE_DONE:
                 self.schedule(s)
             else:

@@ -247,8 +247,6 @@ cdef inline int buffer_append(
             pool.bytes += <uint64_t>b.capacity * sizeof(event_ref)
             b.refs = grown
             b.capacity *= 2
-    if b.first == b.count and b.floor == 0:
-        b.floor = main
     ref = &b.refs[b.count]
     ref.data = data
     ref.main = main
