@@ -53,7 +53,7 @@ ctypedef struct stab_cursor:
 
 cdef struct range_slots:    # open addressing; a slot is pointer and hash bits in one word, 0 is free
     uint64_t *slots
-    uint32_t mask           # slots - 1
+    uint32_t mask           # their number - 1
     uint32_t used
 
 
@@ -70,6 +70,7 @@ cdef inline void stab_begin(stab_cursor *c) noexcept nogil:
     c.depth = 0
 
 
+# WatchTree(seed): the seed keys the hash and is to be unknown outside.
 cdef class WatchTree:
     cdef Arena arena        # the owner of the tree may take blocks of its own from here
     cdef readonly int64_t count         # ranges
@@ -77,8 +78,9 @@ cdef class WatchTree:
     cdef range_slots parts[TABLE_PARTS]
     cdef range_node *root
     cdef uint64_t seed
+    cdef int prefix_length_count        # lengths in use; each has a place in the two arrays
     cdef uint32_t prefix_lengths[PREFIX_LENGTHS]
-    cdef int64_t prefix_counts[PREFIX_LENGTHS]  # 0: place is free
+    cdef int64_t prefix_counts[PREFIX_LENGTHS]
 
     # The range with just these bytes, new if there is none. NULL without memory (nothing changed).
     cdef watch_range *find_or_add(
@@ -99,13 +101,23 @@ cdef class WatchTree:
         self, const uint8_t *key, uint32_t key_len, watch_range **out, int cap, stab_cursor *c
     ) noexcept nogil
 
-    # Bytes in use: ranges and tables.
+    # Bytes in use in `arena`, the owner's own blocks included.
     cdef int64_t used_bytes(self) noexcept nogil
 
+    # 0, or the number of the broken invariant (watchtree.pyx); for tests.
+    cdef int verify(self) noexcept nogil
+
+    cdef int prefix_place(self, uint32_t length) noexcept nogil
     cdef watch_range *find_hashed(self, const uint8_t *key, uint32_t key_len, uint32_t kind) noexcept nogil
     cdef watch_range *add_hashed(
         self, const uint8_t *key, uint32_t key_len, const uint8_t *end, uint32_t end_len, uint32_t kind
     ) noexcept nogil
+    cdef void drop_hashed(self, watch_range *r) noexcept nogil
+    cdef int resize_part(self, range_slots *part, uint32_t slots) noexcept nogil
+    cdef watch_range *find_node(
+        self, const uint8_t *key, uint32_t key_len, const uint8_t *end, uint32_t end_len
+    ) noexcept nogil
     cdef watch_range *add_node(
         self, const uint8_t *key, uint32_t key_len, const uint8_t *end, uint32_t end_len
     ) noexcept nogil
+    cdef void drop_node(self, watch_range *r) noexcept nogil
