@@ -46,6 +46,8 @@ EXTENSIONS = {
     "watchtree": [],  # which watched ranges a key lies in
     "watchhistory": [],  # events: their encoding, and reading past ones
     "watchface": [],  # the two for Python
+    "leasetable": [],  # leases in C memory: rows, queues, keys that hang on them
+    "leaseops": [],  # lease entries and calls, and what falls due
     "longread": [],  # answers larger than a ring record: slices, credit
     "outbox": [],  # what apply sends, and its sleep
     "watchhub": [],  # watches: streams, groups, delivery, progress

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from etcdfast._ext.kvenc cimport header_ids
 from etcdfast._ext.kvreq cimport bytes_view, compare_op, delete_request, put_request, range_request
+from etcdfast._ext.leasetable cimport LeaseTable
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbuf cimport outbuf
 
@@ -25,6 +26,8 @@ cdef class KvOps:
     cdef readonly Mvcc mvcc
     cdef header_ids ids          # of the ResponseHeader; kept up to date by the loop
     cdef public int alarms       # ALARM_* bits
+    cdef LeaseTable leases       # None: no lease exists
+    cdef int64_t compared_at     # revision that compares look at, 0: whatever is newest in the index
     cdef outbuf path             # which branch each transaction reached takes, one byte each
     cdef uint64_t path_at        # next of those bytes
     cdef outbuf deletes          # delete_requests met while checking puts, in order of execution
@@ -35,13 +38,13 @@ cdef class KvOps:
     cdef int txn(self, const bytes_view *message, bint read_only, outbuf *out) except OPS_FAILED
     cdef void header(self, outbuf *out, int64_t revision) noexcept nogil
 
-    cdef bint lease_exists(self, int64_t lease) noexcept
+    cdef bint lease_exists(self, int64_t lease) noexcept nogil
     cdef int do_put(self, const put_request *r, outbuf *out, bint nested) except OPS_FAILED
     cdef int do_delete(self, const delete_request *r, outbuf *out, bint nested) except OPS_FAILED
     cdef int do_range(self, const range_request *r, outbuf *out) except OPS_FAILED
     cdef int put_previous(self, const delete_request *r, outbuf *out) except OPS_FAILED
     cdef int next_keys(
-        self, const bytes_view *key, const bytes_view *end, bytes resume, void *found, void *scan
+        self, const bytes_view *key, const bytes_view *end, bytes resume, int64_t at_rev, void *found, void *scan
     ) except OPS_FAILED
     cdef void nested_header(self, outbuf *out, int64_t revision) noexcept nogil
     cdef int choose(self, const bytes_view *message, int depth) except OPS_FAILED

@@ -64,9 +64,8 @@ cdef class KvOps:
         outbuf_uint_field(out, 3, <uint64_t>revision)
         outbuf_close(out, mark)
 
-    cdef bint lease_exists(self, int64_t lease) noexcept:
-        # No lease can have been granted yet; leases bring their table here.
-        return False
+    cdef bint lease_exists(self, int64_t lease) noexcept nogil:
+        return self.leases is not None and self.leases.find(lease) != NULL
 
     # ---- single writes ----
 
@@ -148,7 +147,7 @@ cdef class KvOps:
         cdef bytes record
         cdef int count, i
         while True:
-            count = self.next_keys(&r.key, &r.end, resume, found, &scan)
+            count = self.next_keys(&r.key, &r.end, resume, 0, found, &scan)
             for i in range(count):
                 record = self.mvcc.fetch(found[i].mod_main, found[i].mod_sub)
                 outbuf_bytes_field(out, 3, PyBytes_AS_STRING(record), <uint64_t>PyBytes_GET_SIZE(record))
@@ -157,17 +156,17 @@ cdef class KvOps:
             resume = PyBytes_FromStringAndSize(scan.resume_key, scan.resume_len)
 
     cdef int next_keys(
-        self, const bytes_view *key, const bytes_view *end, bytes resume, void *found, void *scan
+        self, const bytes_view *key, const bytes_view *end, bytes resume, int64_t at_rev, void *found, void *scan
     ) except OPS_FAILED:
         cdef int count
         if resume is None:
             count = self.mvcc.index.range_batch(
                 <const char *>key.data, <uint32_t>key.size, False, <const char *>end.data, <uint32_t>end.size,
-                0, <KeyInfo *>found, COMPARE_BATCH_KEYS, 1 << 30, <Scan *>scan)
+                at_rev, <KeyInfo *>found, COMPARE_BATCH_KEYS, 1 << 30, <Scan *>scan)
         else:
             count = self.mvcc.index.range_batch(
                 PyBytes_AS_STRING(resume), <uint32_t>PyBytes_GET_SIZE(resume), True, <const char *>end.data,
-                <uint32_t>end.size, 0, <KeyInfo *>found, COMPARE_BATCH_KEYS, 1 << 30, <Scan *>scan)
+                <uint32_t>end.size, at_rev, <KeyInfo *>found, COMPARE_BATCH_KEYS, 1 << 30, <Scan *>scan)
         if count < 0:
             raise StoreCorrupt(f"revision index: error {count}")
         return count
@@ -186,6 +185,8 @@ cdef class KvOps:
         if self.alarms & ALARM_NOSPACE and self.has_put(message):
             return ERR_NO_SPACE
         self.mvcc.begin()
+        # A read may come between two slices of a revoke, whose tombstones are in the index already.
+        self.compared_at = self.mvcc.current if read_only else 0
         self.path.size = 0
         self.path.failed = False
         error = self.choose(message, 0)
@@ -288,7 +289,7 @@ cdef class KvOps:
         cdef stored_kv kv
         cdef bytes record
         while True:
-            count = self.next_keys(&c.key, &c.end, resume, found, &scan)
+            count = self.next_keys(&c.key, &c.end, resume, self.compared_at, found, &scan)
             for i in range(count):
                 any_key = True
                 kv.create = found[i].create_main

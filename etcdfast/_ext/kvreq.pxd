@@ -55,6 +55,9 @@ cdef enum:
     INTERNAL_DELETE = 5
     INTERNAL_TXN = 6
     INTERNAL_COMPACT = 7
+    INTERNAL_LEASE_GRANT = 8
+    INTERNAL_LEASE_REVOKE = 9
+    INTERNAL_LEASE_CHECKPOINT = 11
     INTERNAL_HEADER = 100
     INTERNAL_RARE = 0     # anything else: the cold path decodes it
 
@@ -92,6 +95,18 @@ ctypedef struct range_request:
 ctypedef struct compact_request:
     int64_t revision
     bint physical
+
+ctypedef struct lease_grant_request:
+    int64_t ttl            # seconds
+    int64_t id
+
+ctypedef struct lease_request:   # LeaseRevokeRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest
+    int64_t id
+    bint keys
+
+ctypedef struct lease_checkpoint:
+    int64_t id
+    int64_t remaining      # seconds
 
 ctypedef struct compare_op:
     bytes_view key
@@ -238,6 +253,65 @@ cdef inline int decode_compact(const bytes_view *message, compact_request *r) no
                 r.physical = f.value != 0
 
 
+cdef inline int decode_lease_grant(const bytes_view *message, lease_grant_request *r) noexcept nogil:
+    cdef wire_cursor c
+    cdef wire_field f
+    cdef int rc
+    cursor_at(&c, message)
+    r.ttl = r.id = 0
+    while True:
+        rc = wire_next(&c, &f)
+        if rc == WIRE_END:
+            return 0
+        if rc < 0:
+            return WIRE_MALFORMED
+        if f.type == WIRE_VARINT:
+            if f.number == 1:
+                r.ttl = <int64_t>f.value
+            elif f.number == 2:
+                r.id = <int64_t>f.value
+
+
+cdef inline int decode_lease(const bytes_view *message, lease_request *r) noexcept nogil:
+    cdef wire_cursor c
+    cdef wire_field f
+    cdef int rc
+    cursor_at(&c, message)
+    r.id = 0
+    r.keys = False
+    while True:
+        rc = wire_next(&c, &f)
+        if rc == WIRE_END:
+            return 0
+        if rc < 0:
+            return WIRE_MALFORMED
+        if f.type == WIRE_VARINT:
+            if f.number == 1:
+                r.id = <int64_t>f.value
+            elif f.number == 2:
+                r.keys = f.value != 0
+
+
+cdef inline int decode_lease_checkpoint(const bytes_view *message, lease_checkpoint *r) noexcept nogil:
+    """One LeaseCheckpoint out of a LeaseCheckpointRequest's field 1."""
+    cdef wire_cursor c
+    cdef wire_field f
+    cdef int rc
+    cursor_at(&c, message)
+    r.id = r.remaining = 0
+    while True:
+        rc = wire_next(&c, &f)
+        if rc == WIRE_END:
+            return 0
+        if rc < 0:
+            return WIRE_MALFORMED
+        if f.type == WIRE_VARINT:
+            if f.number == 1:
+                r.id = <int64_t>f.value
+            elif f.number == 2:
+                r.remaining = <int64_t>f.value
+
+
 cdef inline int decode_compare(const bytes_view *message, compare_op *r) noexcept nogil:
     cdef wire_cursor c
     cdef wire_field f
@@ -312,7 +386,7 @@ cdef inline int decode_internal(const bytes_view *message, bytes_view *inner) no
             return INTERNAL_RARE if rare else found
         if rc < 0:
             return WIRE_MALFORMED
-        if INTERNAL_PUT <= f.number <= INTERNAL_COMPACT:
+        if (INTERNAL_PUT <= f.number <= INTERNAL_LEASE_REVOKE) or f.number == INTERNAL_LEASE_CHECKPOINT:
             if f.type != WIRE_BYTES:
                 return WIRE_MALFORMED
             if found != INTERNAL_RARE:
