@@ -74,21 +74,21 @@ cdef class LeaseOps:
     cdef int revoke_step(self, outbuf *out, int64_t keys_max) except -1
     cdef int checkpoint(self, const bytes_view *message) except -1
 
-    # ---- calls. ERR_ id, OPS_MALFORMED, LEASE_WAITS, LEASE_NOT_PRIMARY ----
+    # ---- calls. ERR_ id or OPS_MALFORMED ----
 
-    # One LeaseKeepAliveResponse. Answers of one stream must keep their order: a stream whose message is parked
+    # One LeaseKeepAliveResponse; also LEASE_WAITS, LEASE_NOT_PRIMARY. Answers of one stream must keep their order: a stream whose message is parked
     # takes no further one.
     cdef int keep_alive(self, const bytes_view *message, outbuf *out, int64_t now_ns) except -1
     cdef int time_to_live(self, const bytes_view *message, outbuf *out, int64_t now_ns) except -1
     cdef int leases(self, outbuf *out) except -1
-    # Lease ids whose parked askers are to be asked again, up to cap; call until 0. Empty: nothing to do.
+    # Lease ids whose parked askers are to be asked again, up to cap; call while settled_count is not 0.
     cdef int settled(self, int64_t *ids, int cap) noexcept nogil
 
     # ---- time ----
 
     # This member leads: all expiries from here on. O(n).
     cdef int promote(self, int64_t now_ns) except -1
-    # It does not any more; parked askers (all of them) are to be asked again.
+    # It does not any more. As at promote, everybody who waits for a lease is settled, to ask again.
     cdef int demote(self) except -1
     # When due or checkpoints_due want to be called next, INT64_MAX for never; <= now: at once.
     cdef int64_t next_due_ns(self) noexcept nogil
@@ -107,6 +107,6 @@ cdef class LeaseOps:
     cdef int plan_checkpoint(self, lease_row *row) except -1
     cdef int64_t effective_ttl(self, const lease_row *row) noexcept nogil
     cdef int64_t time_left(self, const lease_row *row) noexcept nogil
-    cdef void reset(self) noexcept nogil
+    cdef int reset(self) except -1
     cdef tuple answer_of(self, int status)
     cdef void made_view(self, bytes message, bytes_view *view) noexcept

@@ -7,7 +7,8 @@ from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from etcdfast._ext.errids cimport (
-    ERR_CORRUPT, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, ERR_LEASE_TTL_TOO_LARGE, ERR_NONE, ERR_NO_SPACE,
+    ERR_CORRUPT, ERR_LEADER_CHANGED, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, ERR_LEASE_TTL_TOO_LARGE, ERR_NONE,
+    ERR_NO_SPACE,
 )
 from etcdfast._ext.kvops cimport ALARM_CORRUPT, OPS_MALFORMED, KvOps
 from etcdfast._ext.kvreq cimport (
@@ -338,11 +339,8 @@ cdef class LeaseOps:
         if decode_lease(message, &r) < 0:
             return OPS_MALFORMED
         if not self.primary:
-            return LEASE_NOT_PRIMARY
+            return ERR_LEADER_CHANGED  # clients try again, as they do where etcd answers so
         row = self.table.find(r.id)
-        if row != NULL and row.flags & ROW_REVOKING:
-            row.flags |= ROW_AWAITED
-            return LEASE_WAITS  # some of its keys are gone already
         self.ops.header(out, self.mvcc.current)
         if r.id:
             outbuf_uint_field(out, 2, <uint64_t>r.id)
@@ -408,17 +406,18 @@ cdef class LeaseOps:
 
     # ---- time ----
 
-    cdef void reset(self) noexcept nogil:
-        """Forget proposals and waiters of the time before."""
+    cdef int reset(self) except -1:
+        """Forget the proposals of the time before; whoever waits for one asks again."""
         cdef lease_queue *q = &self.table.queues[QUEUE_EXPIRY]
         cdef uint32_t i
         for i in range(q.count):
+            self.settle(q.items[i].row)
             q.items[i].row.flags &= ROW_REVOKING
         self.table.clear_queue(QUEUE_CHECKPOINT)
         self.offered = 0
         self.retry_ns = INT64_MAX
-        self.settled_count = 0
         self.checkpoint_next_ns = 0
+        return 0
 
     cdef int promote(self, int64_t now_ns) except -1:
         cdef lease_queue *q = &self.table.queues[QUEUE_EXPIRY]

@@ -7,7 +7,7 @@ Layout: one ascending stream of keys, all beginning with b"k" + BE64 main revisi
     0xff                       applied record: raft index and term up to which the store goes
 New keys are always the highest, so RocksDB moves its files down the levels without rewriting them; only
 compaction of old revisions makes it work. Other buckets are small and live in `meta`; what the stream
-holds of them is how they come back after a restart.
+holds of them is how they come back after a restart. Leases may be a million: they live in their own table.
 
 Source: reference/formats.md section 6, reference/anchors.md section 4 (what rocksdict cannot do).
 """
@@ -55,6 +55,7 @@ class Store:
         self.meta = {}
         self.meta_revisions = {}  # key -> revision it is stored at
         self._meta_keys = None
+        self.leases = None  # LeaseTable: bucket lease, which is not in meta
         self.flushing = None
         self.compacting = False
 
@@ -109,10 +110,12 @@ class Store:
         """(key, value) pairs with start <= key < end at the time of the first one.
 
         Bucket `key` comes from RocksDB with all that is in the stream (buckets.is_revision tells revisions
-        apart); other buckets come from memory. A range lies in one of the two.
+        apart); other buckets come from memory. A range lies in one bucket.
         """
         if start[:1] == buckets.KEY:
             return self._scan_stream(start, end)
+        if start[:1] == buckets.LEASE:
+            return ((key, value) for key, value in self.leases.items() if start <= key < end)
         if self._meta_keys is None:
             self._meta_keys = sorted(self.meta)
         keys = self._meta_keys
@@ -202,11 +205,12 @@ class Store:
 
 
 class MetaBatch:
-    """put and delete of other buckets: into the turn's batch and into memory."""
+    """put and delete of other buckets: into the turn's batch and into memory. Leases go their own way there."""
 
     def __init__(self, store, mvcc):
         self._store = store
         self._mvcc = mvcc
+        store.leases = mvcc.leases
 
     def put(self, key, value):
         store = self._store
