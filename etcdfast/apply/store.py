@@ -115,7 +115,7 @@ class Store:
         if start[:1] == buckets.KEY:
             return self._scan_stream(start, end)
         if start[:1] == buckets.LEASE:
-            return ((key, value) for key, value in self.leases.items() if start <= key < end)
+            return ((key, value) for key, value in self.leases.items() if start <= key < end) if self.leases else iter(())
         if self._meta_keys is None:
             self._meta_keys = sorted(self.meta)
         keys = self._meta_keys
@@ -210,7 +210,7 @@ class MetaBatch:
     def __init__(self, store, mvcc):
         self._store = store
         self._mvcc = mvcc
-        store.leases = mvcc.leases
+        store.leases = getattr(mvcc, "leases", None)
 
     def put(self, key, value):
         store = self._store
