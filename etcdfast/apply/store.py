@@ -115,7 +115,8 @@ class Store:
         if start[:1] == buckets.KEY:
             return self._scan_stream(start, end)
         if start[:1] == buckets.LEASE:
-            return ((key, value) for key, value in self.leases.items() if start <= key < end) if self.leases else iter(())
+            leases = self.leases.items() if self.leases else ()
+            return ((key, value) for key, value in leases if start <= key < end)
         if self._meta_keys is None:
             self._meta_keys = sorted(self.meta)
         keys = self._meta_keys
