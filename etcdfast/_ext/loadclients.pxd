@@ -7,7 +7,9 @@ from etcdfast._ext.loadstats cimport count_error
 from etcdfast._ext.loadsys cimport (
     __ATOMIC_RELAXED, TFD_TIMER_ABSTIME, __atomic_fetch_add, __atomic_load_n, itimerspec, timerfd_settime,
 )
-from etcdfast._ext.loadtypes cimport CLIENT_DONE, CLIENT_LIMITED, CLIENT_READY, Client, Conn, Load, mix64
+from etcdfast._ext.loadtypes cimport (
+    CLIENT_DONE, CLIENT_INFLIGHT, CLIENT_LIMITED, CLIENT_READY, READ_WATCH, Client, Conn, Load, mix64,
+)
 
 
 cdef inline void mark_dirty(Load* g, Conn* c) noexcept nogil:
@@ -18,8 +20,7 @@ cdef inline void mark_dirty(Load* g, Conn* c) noexcept nogil:
 
 
 cdef inline void push_ready(Load* g, int32_t i) noexcept nogil:
-    cdef uint32_t k = <uint32_t>i % g.conn_count
-    cdef Conn* c = &g.conns[k]
+    cdef Conn* c = &g.conns[g.clients[i].conn]
     g.clients[i].state = CLIENT_READY
     g.clients[i].next = -1
     if c.ready_head < 0:
@@ -43,7 +44,7 @@ cdef inline void release_slots(Load* g, int64_t now) noexcept nogil:
         if client.slot_ns > now and not stopping:
             break
         g.limited_head += 1
-        if g.limited_head == g.client_count:
+        if g.limited_head == g.load_clients:
             g.limited_head = 0
         g.limited_count -= 1
         if stopping:
@@ -72,15 +73,14 @@ cdef inline void next_request(Load* g, int32_t i, int64_t now) noexcept nogil:
         client.state = CLIENT_DONE
         g.running -= 1
         return
-    client.kind = 0
-    if g.template_count > 1:
+    if g.load_kinds > 1:
         r = mix64(g.seed ^ <uint64_t>client.index * 0x2545F491)
         client.kind = 0 if (r >> 32) < g.read_share else 1
     if g.interval_ns:
         g.last_slot_ns = max(g.last_slot_ns + g.interval_ns, now)
         client.slot_ns = g.last_slot_ns
         client.state = CLIENT_LIMITED
-        g.limited[(g.limited_head + g.limited_count) % g.client_count] = i
+        g.limited[(g.limited_head + g.limited_count) % g.load_clients] = i
         g.limited_count += 1
         if g.limited_count == 1:
             release_slots(g, now)
@@ -95,7 +95,27 @@ cdef inline void settle(Load* g, int32_t i, int64_t now) noexcept nogil:
     next_request(g, i, now)
 
 
+
+
+cdef inline void lose_request(Load* g, int32_t i, int32_t code, const uint8_t* text, size_t text_bytes,
+                              int64_t now) noexcept nogil:
+    """The stream of client i has ended before its time, and is gone already.
+
+    A watch stream is not opened again: what its watchers missed would be counted as what the server failed
+    to send. A held stream that ends between two requests is opened anew by the next one.
+    """
+    cdef Client* client = &g.clients[i]
+    if client.reads == READ_WATCH:
+        count_error(g, code, text, text_bytes)
+        g.streams_lost += 1
+        if client.state != CLIENT_DONE:
+            client.state = CLIENT_DONE
+            g.running -= 1
+    elif client.state == CLIENT_INFLIGHT:
+        count_error(g, code, text, text_bytes)
+        settle(g, i, now)
+
+
 cdef inline void fail_request(Load* g, int32_t i, int32_t code, const char* text, int64_t now) noexcept nogil:
     """Count client i's request as failed and go on to its next one. Its stream is gone already."""
-    count_error(g, code, <const uint8_t*>text, strlen(text))
-    settle(g, i, now)
+    lose_request(g, i, code, <const uint8_t*>text, strlen(text), now)

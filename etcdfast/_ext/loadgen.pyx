@@ -7,15 +7,18 @@ flag, and a row of progress each.
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, ETIMEDOUT, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, strlen
 
-from etcdfast._ext.loadclients cimport fail_request, mark_dirty, next_request, release_slots
+from etcdfast._ext.loadclients cimport (
+    fail_request, mark_dirty, next_request, push_ready, release_slots,
+)
 from etcdfast._ext.loadh2 cimport h2_fill, h2_receive, h2_start, h2_stop
+from etcdfast._ext.loadrequest cimport LEASE_ID_BYTES, STAMP_BYTES
 from etcdfast._ext.loadsys cimport (
     AF_UNIX, CLOCK_MONOTONIC, CLOCK_REALTIME, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
     EPOLL_CTL_MOD, IPPROTO_TCP, MSG_NOSIGNAL, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR,
@@ -26,9 +29,10 @@ from etcdfast._ext.loadsys cimport (
 from etcdfast._ext.loadtypes cimport (
     ADDRESS_BYTES_MAX, BLOCK_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONNECTING_MAX, CONN_CONNECTING,
     CONN_DRAINING, CONN_HANDSHAKE, CONN_IDLE, CONN_OPEN, Client, Conn, END_COMPRESSION, END_DRAINED, END_EOF,
-    END_ERRNO, END_FLOW, END_MEMORY, END_NOT_HTTP2, END_OVERLOAD, ERRORS_MAX, EVENTS_MAX, Endpoint, ErrorRow,
-    GRPC_UNAVAILABLE, Histogram, INPUT_BYTES, KEPT_BYTES_MAX, KINDS, SECONDS_MAX, Second, StreamSlot, TIMER_EVENT,
-    Template, mix64, Load,
+    END_ERRNO, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_OVERLOAD, ERRORS_MAX, EVENTS_MAX, Endpoint,
+    ErrorRow, GRPC_UNAVAILABLE, HEADERS_MAX, Histogram, INPUT_BYTES, KEPT_BYTES_MAX, KINDS, KIND_CREATE, Load,
+    METHODS_MAX, Method, PATH_BYTES_MAX, PUTS_KEPT_MAX, READ_NOTHING, READ_RENEWAL, READ_WATCH, SECONDS_MAX, Second,
+    StreamSlot, TIMER_EVENT, Template, Watcher, mix64,
 )
 
 
@@ -44,19 +48,36 @@ cdef class Generator:
     def __cinit__(self, *, uint32_t conns, uint32_t clients, list endpoints, list templates, object shared,
                   uint32_t worker, int64_t total, double rate, uint32_t key_bytes, uint32_t value_bytes,
                   uint64_t key_space, bint sequential, double read_share, uint64_t seed, bint streaming,
-                  double dial_timeout_seconds, uint32_t stream_ids_max=0x7ffffff1):
-        cdef uint32_t i, slots
+                  double dial_timeout_seconds, list methods, uint32_t stream_ids_max=0x7ffffff1,
+                  uint32_t load_kinds=1, uint32_t load_conns=0, bint renewing=False, bint held=False,
+                  list streams=[], uint32_t watchers_each=0, uint32_t stream_conn=0,
+                  object key_numbers=None, bint stamped=False, bint latency_by_number=False,
+                  int64_t lease_base=0, int64_t ttl_end_ns=0):
+        cdef uint32_t i, at, slots
+        cdef uint32_t stream_count = <uint32_t>len(streams)
+        cdef uint32_t everyone = clients + stream_count
         cdef int k
         cdef uint32_t pool_bytes = 65536 + value_bytes
         cdef uint64_t* words
         self.load.epoll_fd = -1
         self.load.timer_fd = -1
-        if conns == 0 or clients == 0 or not endpoints or not 1 <= len(templates) <= KINDS:
-            raise ValueError("need connections, clients, endpoints and one or two templates")
-        if conns >= TIMER_EVENT or clients >= TIMER_EVENT:
+        if conns == 0 or everyone == 0 or not endpoints or not 1 <= len(templates) <= KINDS:
+            raise ValueError("need connections, clients or streams, endpoints and templates")
+        if conns >= TIMER_EVENT or clients >= TIMER_EVENT or everyone >= TIMER_EVENT:
             raise ValueError("too many connections or clients")
+        if not 1 <= len(methods) <= METHODS_MAX or load_kinds == 0 or load_kinds > len(templates):
+            raise ValueError("need methods, and a template for each kind of load")
+        if stream_count and (watchers_each == 0 or len(templates) <= KIND_CREATE or stream_conn >= conns):
+            raise ValueError("streams need watchers, a template that makes one, and connections")
         self.load.conn_count = conns
-        self.load.client_count = clients
+        self.load.client_count = everyone
+        self.load.load_clients = clients
+        self.load.load_kinds = load_kinds
+        self.load.watchers_each = watchers_each
+        self.load.stamped = stamped and value_bytes >= STAMP_BYTES
+        self.load.latency_by_number = latency_by_number
+        self.load.lease_base = lease_base
+        self.load.ttl_end_ns = ttl_end_ns
         self.load.endpoint_count = <uint32_t>len(endpoints)
         self.load.template_count = <uint32_t>len(templates)
         self.load.total = total
@@ -79,7 +100,7 @@ cdef class Generator:
         self.load.stop_flag = <int64_t*>(<char*>self.shared.buf + 64)
         self.load.done_count = <int64_t*>(<char*>self.shared.buf + 128 + 64 * <Py_ssize_t>worker)
 
-        self.load.clients = <Client*>calloc(clients, sizeof(Client))
+        self.load.clients = <Client*>calloc(everyone, sizeof(Client))
         self.load.conns = <Conn*>calloc(conns, sizeof(Conn))
         self.load.endpoints = <Endpoint*>calloc(self.load.endpoint_count, sizeof(Endpoint))
         self.load.histograms = <Histogram*>calloc(KINDS, sizeof(Histogram))
@@ -87,15 +108,23 @@ cdef class Generator:
         self.load.errors = <ErrorRow*>calloc(ERRORS_MAX, sizeof(ErrorRow))
         self.load.input = <uint8_t*>malloc(INPUT_BYTES + KEPT_BYTES_MAX)
         self.load.value_pool = <uint8_t*>malloc(pool_bytes + 8)
-        self.load.limited = <int32_t*>malloc(clients * sizeof(int32_t))
+        self.load.limited = <int32_t*>malloc((clients + 1) * sizeof(int32_t))
         self.load.dirty = <int32_t*>malloc(conns * sizeof(int32_t))
+        self.load.stream_numbers = <uint32_t*>calloc(stream_count + 1, sizeof(uint32_t))
+        self.load.watchers = <Watcher*>calloc(<size_t>stream_count * watchers_each + 1, sizeof(Watcher))
+        # the load clients have the first load_conns connections, the streams those from stream_conn on
+        if load_conns == 0 or load_conns > conns:
+            load_conns = conns
         slots = 8
-        while slots < 4 * ((clients + conns - 1) // conns):
+        while slots < 4 * ((clients + load_conns - 1) // load_conns
+                           + (stream_count + conns - stream_conn - 1) // (conns - stream_conn)):
             slots *= 2
         self.load.slot_store = <StreamSlot*>calloc(<size_t>conns * slots, sizeof(StreamSlot))
-        if (self.load.clients == NULL or self.load.conns == NULL or self.load.endpoints == NULL or self.load.histograms == NULL
-                or self.load.seconds == NULL or self.load.errors == NULL or self.load.input == NULL or self.load.value_pool == NULL
-                or self.load.limited == NULL or self.load.dirty == NULL or self.load.slot_store == NULL):
+        if (self.load.clients == NULL or self.load.conns == NULL or self.load.endpoints == NULL
+                or self.load.histograms == NULL or self.load.seconds == NULL or self.load.errors == NULL
+                or self.load.input == NULL or self.load.value_pool == NULL or self.load.limited == NULL
+                or self.load.dirty == NULL or self.load.slot_store == NULL or self.load.stream_numbers == NULL
+                or self.load.watchers == NULL):
             raise MemoryError()
         words = <uint64_t*>self.load.value_pool
         for i in range(pool_bytes // 8 + 1):
@@ -111,12 +140,38 @@ cdef class Generator:
         self.load.idle = conns
         for i in range(clients):
             self.load.clients[i].next = -1
+            self.load.clients[i].conn = i % load_conns
+            self.load.clients[i].reads = READ_RENEWAL if renewing else READ_NOTHING
+            self.load.clients[i].held = held
+        for i in range(stream_count):
+            at = clients + i
+            self.load.stream_numbers[i] = streams[i]
+            self.load.clients[at].next = -1
+            self.load.clients[at].conn = stream_conn + i % (conns - stream_conn)
+            self.load.clients[at].kind = KIND_CREATE
+            self.load.clients[at].reads = READ_WATCH
+            self.load.clients[at].held = True
+            self.load.clients[at].watchers = self.load.watchers + <size_t>i * watchers_each
         for k in range(KINDS):
             self.load.histograms[k].min_ns = <uint64_t>-1
-        for i, (family, address, first, following, plain, table_bytes) in enumerate(endpoints):
-            self._set_endpoint(&self.load.endpoints[i], family, address, first, following, plain, table_bytes)
-        for i, (message, keys_at, values_at) in enumerate(templates):
-            self._set_template(&self.load.templates[i], message, keys_at, values_at)
+        for i, path in enumerate(methods):
+            self._set_method(&self.load.methods[i], path)
+        for i, (family, address, entering, plain, headers, table_bytes) in enumerate(endpoints):
+            self._set_endpoint(&self.load.endpoints[i], family, address, entering, plain, headers, table_bytes)
+        for i, (message, keys_at, values_at, method, lease_at, lease_of_client, ttl_at) in enumerate(templates):
+            if method >= len(methods):
+                raise ValueError("a template of an unknown method")
+            self.load.templates[i].method = method
+            self._set_template(&self.load.templates[i], message, keys_at, values_at, lease_at, lease_of_client, ttl_at)
+        if key_numbers is not None:
+            self._set_key_numbers(key_numbers)
+        if latency_by_number:
+            if total <= 0 or total > PUTS_KEPT_MAX:
+                raise ValueError("too many requests to keep their times")
+            self.load.put_sent_ns = <int64_t*>calloc(total, sizeof(int64_t))
+            self.load.put_done_ns = <int64_t*>calloc(total, sizeof(int64_t))
+            if self.load.put_sent_ns == NULL or self.load.put_done_ns == NULL:
+                raise MemoryError()
 
         self.load.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         self.load.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
@@ -144,6 +199,9 @@ cdef class Generator:
         if self.load.clients != NULL:
             for i in range(self.load.client_count):
                 free(self.load.clients[i].body)
+                free(self.load.clients[i].content)
+        for k in range(METHODS_MAX):
+            free(self.load.methods[k].path)
         for k in range(KINDS):
             free(self.load.templates[k].message)
             free(self.load.templates[k].key_at)
@@ -159,6 +217,11 @@ cdef class Generator:
         free(self.load.limited)
         free(self.load.dirty)
         free(self.load.slot_store)
+        free(self.load.stream_numbers)
+        free(self.load.watchers)
+        free(self.load.key_numbers)
+        free(self.load.put_sent_ns)
+        free(self.load.put_done_ns)
         if self.load.epoll_fd >= 0:
             close(self.load.epoll_fd)
         if self.load.timer_fd >= 0:
@@ -166,40 +229,70 @@ cdef class Generator:
         if self.shared_held:
             PyBuffer_Release(&self.shared)
 
-    cdef int _set_endpoint(self, Endpoint* e, int family, bytes address, bytes first, bytes following,
-                           bytes plain, uint32_t table_bytes) except -1:
-        if len(address) > ADDRESS_BYTES_MAX or len(following) > 64 \
-                or len(first) > BLOCK_BYTES_MAX or len(plain) > BLOCK_BYTES_MAX:
+    cdef int _set_method(self, Method* m, bytes path) except -1:
+        if len(path) > PATH_BYTES_MAX:
+            raise ValueError("path too long")
+        m.path = <uint8_t*>malloc(len(path) + 1)
+        if m.path == NULL:
+            raise MemoryError()
+        memcpy(m.path, <const char*>path, len(path))
+        m.path_bytes = <uint32_t>len(path)
+        return 0
+
+    cdef int _set_endpoint(self, Endpoint* e, int family, bytes address, bytes entering, bytes plain,
+                           uint32_t headers, uint32_t table_bytes) except -1:
+        if (len(address) > ADDRESS_BYTES_MAX or headers > HEADERS_MAX
+                or len(entering) > BLOCK_BYTES_MAX or len(plain) > BLOCK_BYTES_MAX):
             raise ValueError("address or header block too long")
         e.family = family
         memcpy(e.address, <const char*>address, len(address))
         e.address_bytes = <uint32_t>len(address)
-        memcpy(e.first_block, <const char*>first, len(first))
-        e.first_block_bytes = <uint32_t>len(first)
-        memcpy(e.next_block, <const char*>following, len(following))
-        e.next_block_bytes = <uint32_t>len(following)
-        memcpy(e.plain_block, <const char*>plain, len(plain))
-        e.plain_block_bytes = <uint32_t>len(plain)
+        memcpy(e.entering, <const char*>entering, len(entering))
+        e.entering_bytes = <uint32_t>len(entering)
+        memcpy(e.plain, <const char*>plain, len(plain))
+        e.plain_bytes = <uint32_t>len(plain)
+        e.headers = headers
         e.table_bytes = table_bytes
         return 0
 
-    cdef int _set_template(self, Template* t, bytes message, list keys_at, list values_at) except -1:
+    cdef int _set_key_numbers(self, object numbers) except -1:
+        cdef Py_buffer view
+        PyObject_GetBuffer(numbers, &view, PyBUF_SIMPLE)
+        try:
+            if view.len < 8 or view.len % 8 or view.len // 8 > 0xffffffff:
+                raise ValueError("key numbers are uint64, at least one")
+            self.load.key_numbers = <uint64_t*>malloc(view.len)
+            if self.load.key_numbers == NULL:
+                raise MemoryError()
+            memcpy(self.load.key_numbers, view.buf, view.len)
+            self.load.key_number_count = <uint32_t>(view.len // 8)
+        finally:
+            PyBuffer_Release(&view)
+        return 0
+
+    cdef int _set_template(self, Template* t, bytes message, list keys_at, list values_at, uint32_t lease_at,
+                           bint lease_of_client, uint32_t ttl_at) except -1:
         cdef uint32_t i, at
-        if len(keys_at) != len(values_at):
-            raise ValueError("a put has one key and one value")
         t.message_bytes = <uint32_t>len(message)
-        t.puts = <uint32_t>len(keys_at)
+        if lease_at + LEASE_ID_BYTES > t.message_bytes and lease_at or ttl_at >= t.message_bytes:
+            raise ValueError("lease hole outside the message")
+        t.lease_at = lease_at
+        t.lease_of_client = lease_of_client
+        t.ttl_at = ttl_at
+        t.keys = <uint32_t>len(keys_at)
+        t.values = <uint32_t>len(values_at)
         t.message = <uint8_t*>malloc(len(message))
-        t.key_at = <uint32_t*>malloc((t.puts + 1) * sizeof(uint32_t))
-        t.value_at = <uint32_t*>malloc((t.puts + 1) * sizeof(uint32_t))
+        t.key_at = <uint32_t*>malloc((t.keys + 1) * sizeof(uint32_t))
+        t.value_at = <uint32_t*>malloc((t.values + 1) * sizeof(uint32_t))
         if t.message == NULL or t.key_at == NULL or t.value_at == NULL:
             raise MemoryError()
         memcpy(t.message, <const char*>message, len(message))
-        for i in range(t.puts):
+        for i in range(t.keys):
             at = keys_at[i]
             if at + self.load.key_bytes > t.message_bytes:
                 raise ValueError("key hole outside the message")
             t.key_at[i] = at
+        for i in range(t.values):
             at = values_at[i]
             if at + self.load.value_bytes > t.message_bytes:
                 raise ValueError("value hole outside the message")
@@ -234,6 +327,15 @@ cdef class Generator:
     def reconnects(self):
         return self.load.reconnects
 
+    @property
+    def streams_lost(self):
+        return self.load.streams_lost
+
+    def watch_counts(self):
+        """(watchers made, events, responses, their bytes, ns of: start, last watcher, first and last event or 0)."""
+        return (self.load.watchers_made, self.load.watch_events, self.load.watch_responses, self.load.watch_bytes,
+                self.load.since_ns, self.load.watch_made_ns, self.load.watch_start_ns, self.load.watch_end_ns)
+
     # ---- Python's side -------------------------------------------------------------------------
 
     def poll(self, int64_t slice_ns):
@@ -244,25 +346,53 @@ cdef class Generator:
         with nogil:
             self._poll(now_ns() + slice_ns)
 
+    def hold(self, bint on):
+        """Let `poll` last its whole slice, although nobody may run: events come unasked."""
+        self.load.holding = on
+
     def start(self):
-        """Start the clock and let every client send its first request. Call once, when connected."""
-        cdef timespec ts
+        """Let every load client send its first request. Call once, when connected."""
         cdef uint32_t i
         cdef int64_t now
-        if self.load.started:
-            raise RuntimeError("a generator starts once")
+        if self.load.start_ns:
+            raise RuntimeError("a load starts once")
         with nogil:
-            now = now_ns()
+            now = self._begin()
+            self.load.start_ns = self.load.end_ns = now
+            self.load.last_slot_ns = now - self.load.interval_ns
+            self.load.running += self.load.load_clients
+            for i in range(self.load.load_clients):
+                next_request(&self.load, <int32_t>i, now)
+            self._flush_dirty()
+
+    def start_streams(self):
+        """Let every stream make its watchers, one after another. Call once, when connected."""
+        cdef uint32_t i, number
+        cdef int64_t now
+        if self.load.streams_started:
+            raise RuntimeError("streams start once")
+        with nogil:
+            self.load.streams_started = True
+            now = self._begin()
+            self.load.running += self.load.client_count - self.load.load_clients
+            for i in range(self.load.load_clients, self.load.client_count):
+                number = self.load.stream_numbers[i - self.load.load_clients]
+                self.load.clients[i].index = <int64_t>number * self.load.watchers_each
+                self.load.clients[i].start_ns = now
+                push_ready(&self.load, <int32_t>i)
+            self._flush_dirty()
+
+    cdef int64_t _begin(self) noexcept nogil:
+        """Start the clock, once; now."""
+        cdef timespec ts
+        cdef int64_t now = now_ns()
+        if not self.load.started:
             clock_gettime(CLOCK_REALTIME, &ts)
             self.load.unix_offset_ns = <int64_t>ts.tv_sec * SECOND_NS + ts.tv_nsec - now
             self.load.start_unix_second = ts.tv_sec
-            self.load.start_ns = self.load.end_ns = now
-            self.load.last_slot_ns = now - self.load.interval_ns
+            self.load.since_ns = now
             self.load.started = True
-            self.load.running = self.load.client_count
-            for i in range(self.load.client_count):
-                next_request(&self.load, <int32_t>i, now)
-            self._flush_dirty()
+        return now
 
     def connect_error(self):
         """Why a connection ended last, or an empty string."""
@@ -282,7 +412,8 @@ cdef class Generator:
             raise IndexError(kind)
         cdef Second* s
         cdef int64_t i
-        cdef int64_t last = (self.load.end_ns + self.load.unix_offset_ns) // SECOND_NS - self.load.start_unix_second
+        cdef int64_t last = max(self.load.end_ns, self.load.watch_end_ns) + self.load.unix_offset_ns
+        last = last // SECOND_NS - self.load.start_unix_second
         rows = []
         for i in range(min(last + 1, <int64_t>SECONDS_MAX)):
             s = &self.load.seconds[<int64_t>kind * SECONDS_MAX + i]
@@ -308,7 +439,7 @@ cdef class Generator:
         cdef uint64_t which
         while now < until and not g.aborted:
             if g.started:
-                if g.running == 0:
+                if g.running == 0 and not g.holding or g.streams_lost:
                     return
             elif g.open_conns == g.conn_count:
                 return
@@ -330,6 +461,8 @@ cdef class Generator:
                 release_slots(g, now)
             if g.dirty_count:
                 self._flush_dirty()
+            g.done_count[1] = g.watchers_made
+            g.done_count[2] = g.watch_events
 
     cdef void _tend(self, int64_t now) noexcept nogil:
         """Connect what is due, give up what takes too long."""
@@ -410,8 +543,10 @@ cdef class Generator:
         cdef char text[200]
         cdef char buffer[100]
         cdef const char* why
-        cdef int32_t i, k, n
+        cdef uint32_t k = <uint32_t>(c - g.conns)
+        cdef int32_t i
         cdef uint8_t state
+        cdef bint had_stream
         if c.state == CONN_IDLE:
             return
         if reason == END_ERRNO:
@@ -428,6 +563,8 @@ cdef class Generator:
             why = "out of memory"
         elif reason == END_NOT_HTTP2:
             why = "the server does not speak HTTP/2 without TLS here"
+        elif reason == END_MESSAGE:
+            why = "an answer that cannot be read"
         else:
             why = "HTTP/2 protocol error"
         if was_open:
@@ -457,19 +594,22 @@ cdef class Generator:
         h2_stop(c)
         if not g.started:
             return
-        k = <int32_t>(c - g.conns)
-        n = <int32_t>g.client_count
-        i = k
         # what waits goes first, in order, when the connection never came up: fail it, as gRPC does
         if not was_open:
             c.ready_head = c.ready_tail = -1
-        while i < n:
+        for i in range(<int32_t>g.client_count):
+            if g.clients[i].conn != k:
+                continue
             state = g.clients[i].state
-            if state == CLIENT_INFLIGHT or (state == CLIENT_READY and not was_open):
-                free(g.clients[i].body)
-                g.clients[i].body = NULL
-                fail_request(g, i, GRPC_UNAVAILABLE, text, now)
-            i += <int32_t>g.conn_count
+            had_stream = g.clients[i].stream_id != 0
+            g.clients[i].stream_id = 0
+            free(g.clients[i].body)
+            g.clients[i].body = NULL
+            if state == CLIENT_READY and not was_open:
+                g.clients[i].state = CLIENT_INFLIGHT
+            elif state != CLIENT_INFLIGHT and not (had_stream and g.clients[i].reads == READ_WATCH):
+                continue
+            fail_request(g, i, GRPC_UNAVAILABLE, text, now)
 
     # ---- output --------------------------------------------------------------------------------
 

@@ -10,18 +10,20 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from etcdfast._ext.loadclients cimport fail_request, mark_dirty, push_ready, settle
-from etcdfast._ext.loadstats cimport count_error, record_latency
+from etcdfast._ext.loadclients cimport fail_request, lose_request, mark_dirty, push_ready, settle
+from etcdfast._ext.loadread cimport keep_content, on_message
+from etcdfast._ext.loadrequest cimport fill_message, header_block, header_block_bound
+from etcdfast._ext.loadstats cimport record_latency
 from etcdfast._ext.loadstream cimport leave_stream, output_room, slot_find, slot_put, window_update
 from etcdfast._ext.loadtypes cimport (
-    BLOCK_TOTAL_BYTES_MAX, CLIENT_INFLIGHT, CONN_DRAINING, CONN_HANDSHAKE, CONN_OPEN, Client, Conn,
-    END_COMPRESSION, END_DRAINED, END_FLOW, END_MEMORY, END_NOT_HTTP2, END_PROTOCOL, ERROR_TEXT_BYTES, Endpoint, FLAG_ACK,
-    FLAG_END_HEADERS, FLAG_END_STREAM, FLAG_PADDED, FLAG_PRIORITY, FRAME_BYTES_MAX, FRAME_CONTINUATION, FRAME_DATA,
-    FRAME_GOAWAY, FRAME_HEADERS, FRAME_PING, FRAME_PUSH_PROMISE, FRAME_RST_STREAM, FRAME_SETTINGS,
-    FRAME_WINDOW_UPDATE, GRPC_CANCELLED, GRPC_INTERNAL, GRPC_RESOURCE_EXHAUSTED, GRPC_STATUS_MISSING,
-    GRPC_UNAVAILABLE, GRPC_UNIMPLEMENTED, GRPC_UNKNOWN, KEPT_BYTES_MAX, Load, MEMOS, Memo, OUT_HIGH_BYTES,
-    StreamSlot, TABLE_EMPTY, TABLE_FILLED, TABLE_RESIZED, TABLE_UNUSABLE, Template, load_be32, mix64, store_be32, store_frame_head,
-    nghttp2_hd_inflater,
+    BLOCK_TOTAL_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONN_DRAINING, CONN_HANDSHAKE, CONN_OPEN, Client, Conn,
+    END_COMPRESSION, END_DRAINED, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_PROTOCOL, ERROR_TEXT_BYTES,
+    FAULT_COMPRESSED, FAULT_EXPIRED, FAULT_NONE, FLAG_ACK, FLAG_END_HEADERS, FLAG_END_STREAM, FLAG_PADDED,
+    FLAG_PRIORITY, FRAME_BYTES_MAX, FRAME_CONTINUATION, FRAME_DATA, FRAME_GOAWAY, FRAME_HEADERS, FRAME_PING,
+    FRAME_PUSH_PROMISE, FRAME_RST_STREAM, FRAME_SETTINGS, FRAME_WINDOW_UPDATE, GRPC_CANCELLED, GRPC_INTERNAL,
+    GRPC_NOT_FOUND, GRPC_RESOURCE_EXHAUSTED, GRPC_STATUS_MISSING, GRPC_UNAVAILABLE, GRPC_UNIMPLEMENTED,
+    GRPC_UNKNOWN, KEPT_BYTES_MAX, Load, MEMOS, Memo, OUT_HIGH_BYTES, READ_NOTHING, READ_WATCH, StreamSlot, TABLE_EMPTY,
+    TABLE_RESIZED, load_be32, nghttp2_hd_inflater, store_be32, store_frame_head,
 )
 
 
@@ -40,10 +42,6 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         NGHTTP2_HD_INFLATE_FINAL
         NGHTTP2_HD_INFLATE_EMIT
 
-
-cdef enum:
-    FAULT_NONE = 0
-    FAULT_COMPRESSED             # compressed message though we announced no encoding
 
 cdef int64_t WINDOW_MAX = 0x7fffffff
 # return window in large steps: one frame per half GiB received
@@ -86,8 +84,6 @@ cdef int h2_start(Load* g, Conn* c) noexcept nogil:
     c.peer_initial_window = 65535
     c.send_window = 65535
     c.table_state = TABLE_EMPTY
-    if g.endpoints[c.endpoint].table_bytes > 4096:
-        c.table_state = TABLE_UNUSABLE
     return 0
 
 
@@ -112,13 +108,18 @@ cdef int h2_fill(Load* g, Conn* c) noexcept nogil:
         if rc < 0:
             return rc
     if c.state == CONN_OPEN:
-        while (c.ready_head >= 0 and c.sending_head < 0 and c.active < c.peer_streams_max
-               and c.state == CONN_OPEN and c.out_bytes - c.out_sent < OUT_HIGH_BYTES):
+        while (c.ready_head >= 0 and c.sending_head < 0 and c.state == CONN_OPEN
+               and c.out_bytes - c.out_sent < OUT_HIGH_BYTES):
             i = c.ready_head
+            if c.active >= c.peer_streams_max and not g.clients[i].stream_id:
+                break
             c.ready_head = g.clients[i].next
             if c.ready_head < 0:
                 c.ready_tail = -1
-            rc = begin_stream(g, c, i)
+            # its stream may have been lost while it waited
+            if g.clients[i].state != CLIENT_READY:
+                continue
+            rc = send_request(g, c, i)
             if rc < 0:
                 return rc
     elif c.state == CONN_DRAINING and c.active == 0:
@@ -130,14 +131,17 @@ cdef void finish(Load* g, Conn* c, int32_t i, int32_t grpc_status, const uint8_t
                  int64_t now) noexcept nogil:
     """The peer ended client i's stream: judge the answer."""
     cdef Client* client = &g.clients[i]
-    leave_stream(g, c, i)
+    leave_stream(g, c, i, True)
     if client.http_status != 200:
         fail_http(g, i, client.http_status, now)
     elif grpc_status == GRPC_STATUS_MISSING:
         fail_request(g, i, GRPC_INTERNAL, "server closed the stream without sending trailers", now)
     elif grpc_status != 0:
-        count_error(g, grpc_status, text, text_bytes)
-        settle(g, i, now)
+        lose_request(g, i, grpc_status, text, text_bytes, now)
+    elif client.held:
+        fail_request(g, i, GRPC_UNAVAILABLE, "the server ended a stream that was to stay open", now)
+    elif client.fault == FAULT_EXPIRED:
+        fail_request(g, i, GRPC_NOT_FOUND, "etcdserver: requested lease not found", now)
     elif client.fault == FAULT_COMPRESSED:
         fail_request(g, i, GRPC_INTERNAL, "the answer is compressed though no encoding was offered", now)
     elif client.prefix_bytes or client.message_left:
@@ -146,6 +150,8 @@ cdef void finish(Load* g, Conn* c, int32_t i, int32_t grpc_status, const uint8_t
         fail_request(g, i, GRPC_INTERNAL, "a unary call was not answered by exactly one message", now)
     else:
         record_latency(g, client, now)
+        if g.put_done_ns != NULL:
+            g.put_done_ns[client.index] = now
         settle(g, i, now)
 
 
@@ -155,108 +161,64 @@ cdef void fail_http(Load* g, int32_t i, int status, int64_t now) noexcept nogil:
     fail_request(g, i, GRPC_UNIMPLEMENTED if status == 404 else GRPC_UNKNOWN, text, now)
 
 
-cdef void fill_message(Load* g, Client* client, uint8_t* message) noexcept nogil:
-    """The message of a client's request; depends on the request's number and the seed alone."""
-    cdef Template* t = &g.templates[client.kind]
-    cdef uint64_t r, number, number_left
-    cdef uint32_t k, n
-    cdef uint8_t* p
-    memcpy(message, t.message, t.message_bytes)
-    if t.puts == 0:
-        return
-    r = mix64(g.seed + <uint64_t>client.index)
-    for k in range(t.puts):
-        number = <uint64_t>client.index * t.puts + k if g.sequential else mix64(r + k)
-        number = number % g.key_space
-        # the key of etcd's tool: the number as a zigzag varint, zeros after it
-        p = message + t.key_at[k]
-        memset(p, 0, g.key_bytes)
-        number_left = number << 1
-        n = 0
-        while number_left >= 0x80 and n < g.key_bytes:
-            p[n] = <uint8_t>(number_left | 0x80)
-            number_left >>= 7
-            n += 1
-        if n < g.key_bytes:
-            p[n] = <uint8_t>number_left
-        # values that do not compress, or the stores would be compared at something else
-        memcpy(message + t.value_at[k], g.value_pool + ((r >> 13) + 4099 * <uint64_t>k) % 65536, g.value_bytes)
-
-
-cdef int begin_stream(Load* g, Conn* c, int32_t i) noexcept nogil:
-    """Open a stream for client i: HEADERS, and DATA as far as flow control lets it."""
+cdef int open_stream(Load* g, Conn* c, int32_t i) noexcept nogil:
+    """HEADERS of a new stream for client i."""
     cdef Client* client = &g.clients[i]
-    cdef Endpoint* e = &g.endpoints[c.endpoint]
-    cdef uint32_t message_bytes = g.templates[client.kind].message_bytes
-    cdef const uint8_t* block = e.next_block
-    cdef uint32_t block_bytes = e.next_block_bytes
-    cdef uint32_t update_bytes = 0
-    cdef uint32_t limit
-    cdef uint8_t update[8]
     cdef uint8_t* p
-    cdef int rc
-    if c.table_state != TABLE_FILLED:
-        block = e.first_block
-        block_bytes = e.first_block_bytes
-        if c.table_state == TABLE_RESIZED:
-            # RFC 7541 4.2: first the smallest size the table had, then the one in use
-            limit = min(c.peer_table_bytes, <uint32_t>4096)
-            update[0] = 0x20
-            update_bytes = 1
-            if limit >= 31:
-                update[update_bytes] = 0x3f
-                limit -= 31
-                update_bytes += 1
-                while limit >= 0x80:
-                    update[update_bytes] = <uint8_t>(limit | 0x80)
-                    limit >>= 7
-                    update_bytes += 1
-                update[update_bytes] = <uint8_t>limit
-                update_bytes += 1
-            elif limit:
-                update[update_bytes] = <uint8_t>(0x20 | limit)
-                update_bytes += 1
-        if c.table_state == TABLE_UNUSABLE or min(c.peer_table_bytes, <uint32_t>4096) < e.table_bytes:
-            block = e.plain_block
-            block_bytes = e.plain_block_bytes
-            c.table_state = TABLE_UNUSABLE
-        else:
-            c.table_state = TABLE_FILLED
-    client.state = CLIENT_INFLIGHT
-    rc = output_room(c, 18 + update_bytes + block_bytes + min(message_bytes, <uint32_t>FRAME_BYTES_MAX))
+    cdef uint8_t* end
+    cdef int rc = output_room(c, 9 + header_block_bound(g, client, &g.endpoints[c.endpoint]))
     if rc < 0:
         return rc
     client.stream_id = c.next_stream_id
     client.http_status = 0
-    client.fault = FAULT_NONE
-    client.message_left = client.messages = client.unacked_bytes = 0
+    client.message_left = client.messages = client.unacked_bytes = client.content_bytes = 0
     client.prefix_bytes = 0
-    client.next = -1
+    client.send_window = c.peer_initial_window
     c.next_stream_id += 2
     c.active += 1
     slot_put(c, client.stream_id, i)
     if c.next_stream_id > g.stream_ids_max:
         c.state = CONN_DRAINING
     p = c.out + c.out_bytes
-    store_frame_head(p, update_bytes + block_bytes, FRAME_HEADERS, FLAG_END_HEADERS, client.stream_id)
-    memcpy(p + 9, update, update_bytes)
-    memcpy(p + 9 + update_bytes, block, block_bytes)
-    p += 9 + update_bytes + block_bytes
+    end = header_block(g, c, g.templates[client.kind].method, p + 9)
+    store_frame_head(p, <uint32_t>(end - p - 9), FRAME_HEADERS, FLAG_END_HEADERS, client.stream_id)
+    c.out_bytes += <uint32_t>(end - p)
+    return 0
+
+
+cdef int send_request(Load* g, Conn* c, int32_t i) noexcept nogil:
+    """Send client i's request, on its open stream or a new one; DATA as far as flow control lets it."""
+    cdef Client* client = &g.clients[i]
+    cdef uint32_t message_bytes = g.templates[client.kind].message_bytes
+    cdef uint8_t* p
+    cdef int rc
+    client.state = CLIENT_INFLIGHT
+    client.fault = FAULT_NONE
+    client.next = -1
+    if g.put_sent_ns != NULL and client.reads != READ_WATCH:
+        g.put_sent_ns[client.index] = client.start_ns
+    if client.stream_id == 0:
+        rc = open_stream(g, c, i)
+        if rc < 0:
+            return rc
     if (message_bytes <= FRAME_BYTES_MAX and message_bytes <= c.peer_frame_bytes_max
-            and message_bytes <= c.send_window and message_bytes <= c.peer_initial_window):
-        store_frame_head(p, message_bytes, FRAME_DATA, FLAG_END_STREAM, client.stream_id)
-        fill_message(g, client, p + 9)
-        c.out_bytes = <uint32_t>(p + 9 + message_bytes - c.out)
+            and message_bytes <= c.send_window and message_bytes <= client.send_window):
+        rc = output_room(c, 9 + message_bytes)
+        if rc < 0:
+            return rc
+        p = c.out + c.out_bytes
+        store_frame_head(p, message_bytes, FRAME_DATA, 0 if client.held else FLAG_END_STREAM, client.stream_id)
+        fill_message(g, i, client, p + 9)
+        c.out_bytes += 9 + message_bytes
         c.send_window -= message_bytes
+        client.send_window -= message_bytes
         return 0
-    c.out_bytes = <uint32_t>(p - c.out)
     client.body = <uint8_t*>malloc(message_bytes)
     if client.body == NULL:
         return END_MEMORY
-    fill_message(g, client, client.body)
+    fill_message(g, i, client, client.body)
     client.body_bytes = message_bytes
     client.body_sent = 0
-    client.send_window = c.peer_initial_window
     if c.sending_head < 0:
         c.sending_head = i
     else:
@@ -285,7 +247,7 @@ cdef int send_bodies(Load* g, Conn* c) noexcept nogil:
             if rc < 0:
                 return rc
             store_frame_head(c.out + c.out_bytes, <uint32_t>part, FRAME_DATA,
-                             FLAG_END_STREAM if client.body_sent + part == client.body_bytes else 0,
+                             FLAG_END_STREAM if client.body_sent + part == client.body_bytes and not client.held else 0,
                              client.stream_id)
             memcpy(c.out + c.out_bytes + 9, client.body + client.body_sent, part)
             c.out_bytes += 9 + <uint32_t>part
@@ -334,7 +296,7 @@ cdef int h2_receive(Load* g, Conn* c, const uint8_t* p, size_t n, int64_t now) n
             part = min(n, <size_t>c.data_left)
             if part == 0:
                 return 0
-            rc = on_data(g, c, p, part)
+            rc = on_data(g, c, p, part, now)
             if rc < 0:
                 return rc
             c.data_left -= <uint32_t>part
@@ -420,18 +382,31 @@ cdef int begin_data(Load* g, Conn* c, const uint8_t* payload, uint32_t length, u
     return 0
 
 
-cdef int on_data(Load* g, Conn* c, const uint8_t* p, size_t n) noexcept nogil:
-    """Follow the gRPC messages in a piece of a DATA payload; their content is not looked at."""
+cdef int on_data(Load* g, Conn* c, const uint8_t* p, size_t n, int64_t now) noexcept nogil:
+    """Follow the gRPC messages in a piece of a DATA payload; most are counted, some are read."""
     cdef Client* client
+    cdef int32_t i = c.data_client
     cdef uint32_t part
+    cdef int rc
     g.response_bytes += n
-    if c.data_client < 0:
+    if i < 0:
         return 0
-    client = &g.clients[c.data_client]
+    client = &g.clients[i]
     while n:
         if client.message_left:
             part = <uint32_t>min(n, <size_t>client.message_left)
             client.message_left -= part
+            if client.reads != READ_NOTHING:
+                rc = 0
+                if client.content_bytes or client.message_left:
+                    rc = keep_content(client, p, part, client.content_bytes + part + client.message_left)
+                    if rc == 0 and client.message_left == 0:
+                        rc = on_message(g, i, client.content, client.content_bytes, now)
+                        client.content_bytes = 0
+                else:
+                    rc = on_message(g, i, p, part, now)
+                if rc < 0:
+                    return rc
             p += part
             n -= part
             if client.message_left == 0:
@@ -446,9 +421,15 @@ cdef int on_data(Load* g, Conn* c, const uint8_t* p, size_t n) noexcept nogil:
             client.prefix_bytes = 0
             if client.prefix[0]:
                 client.fault = FAULT_COMPRESSED
+                if client.reads != READ_NOTHING:
+                    return END_MESSAGE
             client.message_left = load_be32(client.prefix + 1)
             if client.message_left == 0:
                 client.messages += 1
+                if client.reads != READ_NOTHING:
+                    rc = on_message(g, i, p, 0, now)
+                    if rc < 0:
+                        return rc
     return 0
 
 
@@ -516,7 +497,7 @@ cdef int on_frame(Load* g, Conn* c, uint8_t kind, uint8_t flags, uint32_t stream
                 return END_FLOW
         else:
             i = slot_find(c, stream_id)
-            if i < 0 or g.clients[i].body == NULL:
+            if i < 0 or g.clients[i].body == NULL and not g.clients[i].held:
                 return 0
             g.clients[i].send_window += increment
             if increment == 0 or g.clients[i].send_window > WINDOW_MAX:
@@ -574,10 +555,9 @@ cdef int on_settings(Load* g, Conn* c, uint8_t flags, uint32_t stream_id, const 
         elif name == 4:
             if value > WINDOW_MAX:
                 return END_FLOW
-            i = c.sending_head
-            while i >= 0:
-                g.clients[i].send_window += <int64_t>value - c.peer_initial_window
-                i = g.clients[i].next
+            for i in range(<int32_t>g.client_count):
+                if g.clients[i].stream_id and &g.conns[g.clients[i].conn] == c:
+                    g.clients[i].send_window += <int64_t>value - c.peer_initial_window
             c.peer_initial_window = value
         elif name == 5:
             if value < 16384 or value > 16777215:
@@ -607,20 +587,22 @@ cdef void on_reset(Load* g, Conn* c, int32_t i, uint32_t code, int64_t now) noex
     elif code == 11:
         status = GRPC_RESOURCE_EXHAUSTED
     snprintf(text, sizeof(text), "stream terminated by RST_STREAM with HTTP/2 error code %u", code)
-    leave_stream(g, c, i)
+    leave_stream(g, c, i, False)
     fail_request(g, i, status, text, now)
 
 
 cdef void on_goaway(Load* g, Conn* c, uint32_t last_stream_id) noexcept nogil:
     """Take no new stream here; what the peer will not handle is sent again on the next connection."""
-    cdef int32_t i = <int32_t>(c - g.conns)
+    cdef uint32_t k = <uint32_t>(c - g.conns)
+    cdef int32_t i
     if c.state == CONN_OPEN:
         c.state = CONN_DRAINING
-    while i < <int32_t>g.client_count:
-        if g.clients[i].state == CLIENT_INFLIGHT and g.clients[i].stream_id > last_stream_id:
-            leave_stream(g, c, i)
+    for i in range(<int32_t>g.client_count):
+        if g.clients[i].conn != k or g.clients[i].stream_id <= last_stream_id:
+            continue
+        leave_stream(g, c, i, True)
+        if g.clients[i].state == CLIENT_INFLIGHT:
             push_ready(g, i)
-        i += <int32_t>g.conn_count
     mark_dirty(g, c)
 
 

@@ -9,9 +9,9 @@ from etcdfast._ext.loadtypes cimport (
 )
 
 
-cdef inline void record_latency(Load* g, Client* client, int64_t now) noexcept nogil:
-    cdef Histogram* h = &g.histograms[client.kind]
-    cdef uint64_t latency_ns = <uint64_t>(now - client.start_ns)
+cdef inline void record_span(Load* g, uint32_t kind, int64_t start_ns, int64_t end_ns) noexcept nogil:
+    cdef Histogram* h = &g.histograms[kind]
+    cdef uint64_t latency_ns = <uint64_t>(end_ns - start_ns)
     cdef double latency = <double>latency_ns * 1e-9
     cdef int64_t second
     cdef Second* s
@@ -23,18 +23,22 @@ cdef inline void record_latency(Load* g, Client* client, int64_t now) noexcept n
         h.min_ns = latency_ns
     if latency_ns > h.max_ns:
         h.max_ns = latency_ns
-    second = (client.start_ns + g.unix_offset_ns) // 1000000000 - g.start_unix_second
+    second = (start_ns + g.unix_offset_ns) // 1000000000 - g.start_unix_second
     if second < 0:
         second = 0
     if second >= SECONDS_MAX:
         second = SECONDS_MAX - 1
-    s = &g.seconds[client.kind * SECONDS_MAX + second]
+    s = &g.seconds[<int64_t>kind * SECONDS_MAX + second]
     if s.count == 0 or latency_ns < s.min_ns:
         s.min_ns = latency_ns
     if latency_ns > s.max_ns:
         s.max_ns = latency_ns
     s.count += 1
     s.sum_ns += latency_ns
+
+
+cdef inline void record_latency(Load* g, Client* client, int64_t now) noexcept nogil:
+    record_span(g, client.kind, client.start_ns, now)
 
 
 cdef inline void count_error(Load* g, int32_t code, const uint8_t* text, size_t text_bytes) noexcept nogil:

@@ -88,10 +88,14 @@ cdef inline int window_update(Load* g, Conn* c, uint32_t stream_id, uint32_t byt
     return 0
 
 
-cdef inline void leave_stream(Load* g, Conn* c, int32_t i) noexcept nogil:
-    """Take client i off its stream; what it still had to send is dropped and the stream reset."""
+cdef inline void leave_stream(Load* g, Conn* c, int32_t i, bint reset) noexcept nogil:
+    """Take client i off its stream; what it still had to send is dropped.
+
+    With `reset`, a stream still open on our side is reset (not in answer to a reset: RFC 9113 5.4.2).
+    """
     cdef Client* client = &g.clients[i]
     cdef int32_t at, before
+    cdef bint unfinished = reset and (client.held or client.body != NULL)
     slot_drop(c, client.stream_id)
     c.active -= 1
     if c.data_client == i:
@@ -111,9 +115,10 @@ cdef inline void leave_stream(Load* g, Conn* c, int32_t i) noexcept nogil:
                 g.clients[before].next = client.next
             if c.sending_tail == i:
                 c.sending_tail = before
-        if output_room(c, 13) == 0:
-            store_frame_head(c.out + c.out_bytes, 4, FRAME_RST_STREAM, 0, client.stream_id)
-            store_be32(c.out + c.out_bytes + 9, 8)
-            c.out_bytes += 13
+    if unfinished and output_room(c, 13) == 0:
+        store_frame_head(c.out + c.out_bytes, 4, FRAME_RST_STREAM, 0, client.stream_id)
+        store_be32(c.out + c.out_bytes + 9, 8)
+        c.out_bytes += 13
+    client.stream_id = 0
     # also when nothing is ready: a draining connection closes in its flush
     mark_dirty(g, c)

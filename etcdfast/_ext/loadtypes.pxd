@@ -9,6 +9,9 @@
 # loadtypes    records and states
 # loadstats    latencies and failures
 # loadclients  the closed loop: next request, rate, whose turn it is
+# loadrequest  the bytes of a request: header block, message
+# loadwatch    WatchResponses: events counted, their order checked
+# loadread     what becomes of the messages of an answer
 # loadstream   streams and output of a connection
 # loadh2       HTTP/2 without I/O
 # loadgen      sockets, the epoll loop, and what Python sees
@@ -21,19 +24,41 @@ cdef enum:
     HIST_BUCKETS = 7424
     # a day of per-second samples; the pages are touched only as time passes
     SECONDS_MAX = 86400
-    KINDS = 2                    # txn-mixed reports reads and writes apart
+    KINDS = 4                    # sorts of latency reported apart: reads and writes, puts and events
+    METHODS_MAX = 8
     ERRORS_MAX = 64              # distinct errors told apart; the rest share the last row
     ERROR_TEXT_BYTES = 240
     MEMOS = 4                    # a unary response has two header blocks; two more for errors
     ADDRESS_BYTES_MAX = 128      # sizeof(struct sockaddr_storage)
     BLOCK_BYTES_MAX = 4096       # one request's header block, full form
+    PATH_BYTES_MAX = 512
+    HEADERS_MAX = 40             # table references of one byte end at 126
+    PUTS_KEPT_MAX = 10000000     # two times of 8 bytes each
 
+
+cdef enum:
+    # sorts of latency and templates of a watch load; other loads have 0, or 0 for reads and 1 for writes
+    KIND_PUT = 0
+    KIND_CREATE = 1
+    KIND_EVENT_SENT = 2          # from the sending of the put to its event
+    KIND_EVENT_ANSWERED = 3      # from the put's answer to its event; 0 when the event came first
 
 cdef enum:
     CLIENT_DONE
     CLIENT_LIMITED               # waits for the rate limiter
     CLIENT_READY                 # in its connection's ready queue
-    CLIENT_INFLIGHT              # has a stream
+    CLIENT_INFLIGHT              # waits for the answer of a request
+
+cdef enum:
+    # what becomes of the messages of an answer
+    READ_NOTHING                 # only counted
+    READ_WATCH                   # WatchResponses of a stream that stays open
+    READ_RENEWAL                 # LeaseKeepAliveResponse: the lease must live
+
+cdef enum:
+    FAULT_NONE = 0
+    FAULT_COMPRESSED             # compressed message though we announced no encoding
+    FAULT_EXPIRED                # a renewal answered with TTL 0
 
 cdef enum:
     CONN_IDLE                    # no socket; connects at retry_ns
@@ -59,10 +84,12 @@ cdef enum:
     END_MEMORY = -7
     END_DRAINED = -8             # by our own wish, no stream open
     END_NOT_HTTP2 = -9
+    END_MESSAGE = -10            # a message that cannot be read
 
 cdef enum:
     GRPC_CANCELLED = 1
     GRPC_UNKNOWN = 2
+    GRPC_NOT_FOUND = 5
     GRPC_RESOURCE_EXHAUSTED = 8
     GRPC_UNIMPLEMENTED = 12
     GRPC_INTERNAL = 13
@@ -95,42 +122,59 @@ cdef enum:
     BLOCK_TOTAL_BYTES_MAX = 65536
     OUT_HIGH_BYTES = 262144      # above this a connection starts no new request
     OUT_BYTES_MAX = 1048576      # a peer that does not read, but makes us answer, is cut here
+    CONTENT_BYTES_MAX = 268435456  # a message that is read; etcd's largest is far below
     EVENTS_MAX = 512
     CONNECTING_MAX = 128         # below any usual listen backlog
     TIMER_EVENT = 0x7fffffff
 
 
 ctypedef struct Template:
-    # One gRPC message (5-byte prefix included) with holes for keys and values.
+    # One gRPC message (5-byte prefix included) with holes for keys, values and a lease.
     uint8_t* message             # owned
     uint32_t message_bytes
-    uint32_t puts                # holes of each sort
+    uint32_t keys                # holes for keys
+    uint32_t values              # holes for values
     uint32_t* key_at             # owned; offset of each key's varying part
     uint32_t* value_at           # owned
+    uint32_t lease_at            # offset of a lease id, a varint of 9 bytes; 0: none
+    uint32_t ttl_at              # offset of a TTL of one byte; 0: none
+    uint8_t lease_of_client      # the id goes with the client, else with the request's number
+    uint8_t method               # index into Load.methods
+
+
+ctypedef struct Method:
+    uint8_t* path                # owned; ":path" and its value, each with its length before it
+    uint32_t path_bytes
 
 
 ctypedef struct Endpoint:
     uint8_t address[128]         # struct sockaddr of the family
     uint32_t address_bytes
     int family
-    uint8_t first_block[4096]    # literals that enter the peer's dynamic table
-    uint32_t first_block_bytes
-    uint8_t next_block[64]       # the same headers as table references only
-    uint32_t next_block_bytes
-    uint8_t plain_block[4096]    # literals for a peer whose table is too small
-    uint32_t plain_block_bytes
-    uint32_t table_bytes         # dynamic table room that first_block takes (RFC 7541 4.1)
+    uint8_t entering[4096]       # headers other than the path, as literals that enter the peer's table
+    uint32_t entering_bytes
+    uint8_t plain[4096]          # the same as literals for a peer whose table is too small
+    uint32_t plain_bytes
+    uint32_t headers             # how many they are
+    uint32_t table_bytes         # dynamic table room of these and of every path (RFC 7541 4.1)
+
+
+ctypedef struct Watcher:
+    int64_t revision             # mod_revision of its newest event
+    uint32_t events
+    uint8_t in_fragment          # its last response said that more of the same revision follows
 
 
 ctypedef struct Client:
     int64_t index                # number of its request, 0-based over all processes
     int64_t start_ns             # CLOCK_MONOTONIC; latency runs from here
     int64_t slot_ns              # when the rate limiter lets it go
-    int64_t send_window          # of its stream, in bytes; used only while body is set
+    int64_t send_window          # of its stream, in bytes; used only while body is set, and by held streams
     uint8_t* body                # owned; rest of a message that flow control holds back
     uint32_t body_bytes
     uint32_t body_sent
-    uint32_t stream_id
+    uint32_t stream_id           # 0: none open
+    uint32_t conn                # the connection it belongs to
     uint32_t message_left        # bytes missing of the response message under way
     uint32_t messages            # complete response messages
     uint32_t unacked_bytes       # received on the stream and not yet returned as window
@@ -138,9 +182,16 @@ ctypedef struct Client:
     int16_t http_status          # 0 until response headers came
     int16_t fault                # FAULT_*: what is wrong with the response body
     uint8_t state                # CLIENT_*
-    uint8_t kind                 # template it uses, 0 or 1
+    uint8_t kind                 # template it uses; of its latencies
+    uint8_t reads                # READ_*
+    uint8_t held                 # its stream stays open from request to request
     uint8_t prefix_bytes         # of the 5-byte gRPC prefix read so far
     uint8_t prefix[5]
+    uint8_t* content             # owned; head of a message that comes in pieces
+    uint32_t content_bytes
+    uint32_t content_capacity
+    uint32_t created             # watchers the server has confirmed
+    Watcher* watchers            # of a watch stream, by watch id: Load.watchers_each rows
 
 
 ctypedef struct Memo:
@@ -173,6 +224,8 @@ ctypedef struct Conn:
     uint32_t unacked_bytes
     uint32_t active              # streams open
     uint8_t table_state          # TABLE_*
+    uint32_t table_entries       # headers we entered into the peer's table
+    uint32_t path_entry[8]       # by method: its number among them, from 1; 0: not entered
     uint8_t wants_write          # EPOLLOUT armed
     uint8_t dirty                # queued for a flush at the end of the turn
     int32_t ready_head           # clients that wait to send, in order of becoming ready
@@ -232,7 +285,12 @@ ctypedef struct Load:
     Conn* conns
     Endpoint* endpoints
     StreamSlot* slot_store
-    Template templates[2]
+    Template templates[4]
+    Method methods[8]
+    Watcher* watchers
+    uint64_t* key_numbers        # owned; keys in turn are these; NULL: 0 .. key_space - 1
+    int64_t* put_sent_ns         # owned; by request number, for latencies of events; NULL: not kept
+    int64_t* put_done_ns         # owned; 0: not answered yet
     Histogram* histograms
     Second* seconds
     ErrorRow* errors
@@ -244,9 +302,14 @@ ctypedef struct Load:
     int timer_fd
     int64_t* next_index          # shared by all processes
     int64_t* stop_flag
-    int64_t* done_count          # this process's row of progress
+    int64_t* done_count          # this process's row of progress; behind it watchers made, events come
     uint32_t conn_count
-    uint32_t client_count
+    uint32_t client_count        # load clients first, stream clients behind them
+    uint32_t load_clients
+    uint32_t watchers_each       # on a stream
+    uint32_t* stream_numbers     # owned; by stream client: its number over all processes
+    uint32_t load_kinds          # templates of the load clients: 1, or 2 for reads and writes
+    uint32_t key_number_count
     uint32_t endpoint_count
     uint32_t template_count
     uint32_t error_count
@@ -258,9 +321,13 @@ ctypedef struct Load:
     uint32_t open_conns
     uint32_t running             # clients that have not finished
     bint started
+    bint streams_started
     bint aborted                 # no connection for dial_timeout
+    bint holding                 # poll its whole slice, whoever runs
     bint streaming
     bint sequential
+    bint stamped                 # values begin with the time their put was sent
+    bint latency_by_number       # the n-th event of a watcher is of request n
     uint32_t stream_ids_max      # a connection is replaced beyond this stream id
     uint32_t key_bytes
     uint32_t value_bytes
@@ -275,10 +342,21 @@ ctypedef struct Load:
     int64_t down_since_ns
     int64_t unix_offset_ns
     int64_t start_unix_second
-    int64_t start_ns
+    int64_t since_ns             # when the first client of any sort began
+    int64_t start_ns             # when the load clients did
     int64_t end_ns               # last response
     int64_t response_bytes
     int64_t reconnects
+    int64_t lease_base           # lease ids are this and a number: 2**56 and above, 9 bytes as a varint
+    int64_t ttl_end_ns           # when leases that expire together do
+    int64_t watchers_made
+    int64_t watch_events
+    int64_t watch_responses
+    int64_t watch_bytes          # of their messages
+    int64_t watch_made_ns        # last watcher
+    int64_t watch_start_ns       # first event; 0: none came
+    int64_t watch_end_ns         # last event
+    int64_t streams_lost
     char last_error[200]         # why a connection ended last
 
 

@@ -8,9 +8,9 @@ import math
 import os
 import sys
 
-from etcdfast.bench import runner, workload
-from etcdfast.bench.endpoints import EndpointError, parse_endpoints
-from etcdfast.bench.runner import Load, RunError
+from etcdfast.bench import commands, runner, workload
+from etcdfast.bench.endpoints import Endpoint, EndpointError, parse_endpoints
+from etcdfast.bench.runner import RunError
 from etcdfast.bench.workload import Workload, WorkloadError
 from etcdfast.config import values
 
@@ -33,6 +33,9 @@ examples:
                                     what the server can take
   etcdfast-bench --conns=100 --clients=1000 range foo --consistency=s --total=500000
   etcdfast-bench --clients=100 txn-mixed --rw-ratio=4 --rate=5000 --total=100000 --sample
+  etcdfast-bench --conns=100 watch --streams=100 --watched-key-total=10 --key-space-size=10 --sequential-keys
+                                    100 streams x 100 watchers: events a second
+  etcdfast-bench --conns=100 --clients=1000 lease-keepalive --total=200000
 
 Global flags may stand before or after the command. `etcdfast-bench put --help` shows the flags of
 put. The exit status is 0 when requests were answered (failed ones are in the error distribution),
@@ -194,6 +197,7 @@ def build_parser() -> Parser:
     _add_sizes(txn_put)
     _add_rate(txn_put, "transactions")
     txn_put.add_argument("--txn-ops", type=int, default=1, metavar="N", help="puts in a transaction (1)")
+    txn_put.add_argument("--prefix", default="", metavar="TEXT", help="put this before every key (not in etcd's tool)")
 
     mixed = command(
         "txn-mixed",
@@ -209,6 +213,7 @@ def build_parser() -> Parser:
     mixed.add_argument("--end-key", default="", metavar="KEY", help="end of the range that is read")
     mixed.add_argument("--limit", type=_count, default=1000, metavar="N", help="at most N keys a read (1000)")
     mixed.add_argument("--rw-ratio", type=_ratio, default=1.0, metavar="R", help="reads for each write (1)")
+    commands.add(command, commands.Types(_positive, _count, _seconds), _add_rate)
     return parser
 
 
@@ -240,13 +245,17 @@ def _serializable(args: argparse.Namespace) -> bool:
     return args.consistency == "s"
 
 
-def _workload(args: argparse.Namespace) -> Workload:
+def _workload(args: argparse.Namespace, endpoints: list[Endpoint]) -> Workload:
+    if args.command in commands.BUILDERS:
+        return commands.BUILDERS[args.command](args, endpoints)
     if args.command == "put":
         return workload.put(
             args.key_size, args.val_size, args.key_space_size, args.sequential_keys, os.fsencode(args.prefix)
         )
     if args.command == "txn-put":
-        return workload.txn_put(args.key_size, args.val_size, args.key_space_size, args.txn_ops)
+        return workload.txn_put(
+            args.key_size, args.val_size, args.key_space_size, args.txn_ops, os.fsencode(args.prefix)
+        )
     serializable = _serializable(args)
     key, end = os.fsencode(args.key), os.fsencode(args.end_range)
     if args.command == "txn-mixed":
@@ -282,7 +291,14 @@ def _progress(args: argparse.Namespace, total: int):
         return None, lambda: None
     from tqdm import tqdm
 
-    bar = tqdm(total=total or None, unit="req", unit_scale=True, file=sys.stderr, leave=True, mininterval=0.1)
+    bar = tqdm(
+        total=total or None,
+        unit="" if args.command.startswith("watch") else "req",
+        unit_scale=True,
+        file=sys.stderr,
+        leave=True,
+        mininterval=0.1,
+    )
 
     def show(done: int) -> None:
         bar.update(done - bar.n)
@@ -298,46 +314,43 @@ def _run(argv: list[str]) -> int:
     parser = build_parser()
     args = parser.parse_args(_plain_switches(argv, parser))
     if not args.command:
-        raise UsageError(f"a command is missing: put, range, txn-put or txn-mixed (see {PROG} --help)")
+        raise UsageError(f"a command is missing: put, range, watch or another (see {PROG} --help)")
     endpoints = parse_endpoints(args.endpoints)
-    work = _workload(args)
+    json_file = _open_json(args.report_json)
+    to_stdout = args.report_json == "-"
+    say = sys.stderr if to_stdout else sys.stdout
+    work = _workload(args, endpoints)
     if args.clients < args.conns:
         # etcd's tool opens them all and leaves some without a client
         print(f"note: {args.conns - args.clients} of {args.conns} connections have no client", file=sys.stderr)
-    total = args.total if args.total is not None else (0 if args.duration else 10000)
-    load = Load(
-        conns=args.conns,
-        clients=args.clients,
-        total=total,
-        rate=args.rate,
-        seconds=args.duration,
-        processes=args.processes or runner.default_processes(args.conns),
-        dial_timeout_seconds=args.dial_timeout,
-        seed=args.seed,
-    )
-    to_stdout = args.report_json == "-"
-    say = sys.stderr if to_stdout else sys.stdout
+    load = commands.load_of(args, work)
     if hasattr(args, "consistency"):
         print(f"bench with {'serializable' if args.consistency == 's' else 'linearizable'} range", file=say)
-    json_file = _open_json(args.report_json)
     side = None
     if getattr(args, "compact_interval", 0):
         from etcdfast.bench.side_calls import Compactor
 
         side = Compactor(endpoints[0], args.compact_interval, args.compact_index_delta)
-    show, close = _progress(args, total)
+    commands.prepare(args, work, endpoints, load)
+    show, close = _progress(args, commands.progress_total(work, load))
     try:
         with side or _nothing():
-            result = runner.run(work, endpoints, load, show)
+            result = runner.run(work, endpoints, load, show, commands.Pause(work, say))
     finally:
         close()
     # not before the load has ended: this imports numpy (see runner)
     from etcdfast.bench import report
 
     _print_report(args, work, result, report, say)
+    told = report.json_report(args.command, _flags(args), work.labels, result)
+    further = commands.follow_up(args, work, endpoints, load)
+    if further is not None:
+        print("Keys attached:", end="", file=say)
+        print(report.text_report(further.kinds[0], further.seconds, further.errors, **_style(args)), end="", file=say)
+        told["attached"] = report.json_report("attach", {}, [""], further)
     if json_file is not None:
         with json_file:
-            json.dump(report.json_report(args.command, _flags(args), work.labels, result), json_file, indent=1)
+            json.dump(told, json_file, indent=1)
             json_file.write("\n")
     if getattr(args, "check_hashkv", False):
         from etcdfast.bench.side_calls import hashkv_summary
@@ -348,6 +361,8 @@ def _run(argv: list[str]) -> int:
         return 1
     if result.interrupted:
         return 130
+    if work.watching:
+        return commands.judge_watch(work, result, PROG)
     return 0 if result.count else 1
 
 
@@ -371,12 +386,19 @@ def _open_json(name: str):
         raise UsageError(f"--report-json {name}: {e.strerror}") from None
 
 
+def _style(args: argparse.Namespace) -> dict:
+    return {"precise": args.precise, "sample": args.sample}
+
+
 def _print_report(args: argparse.Namespace, work: Workload, result: runner.Result, report, out) -> None:
-    style = {"precise": args.precise, "sample": args.sample}
+    style = _style(args)
+    if work.watching:
+        commands.print_watch(work, result, report, style, out)
+        return
     if len(work.labels) == 1:
         print(report.text_report(result.kinds[0], result.seconds, result.errors, **style), file=out)
         return
-    for label, kind in zip(work.labels, result.kinds, strict=True):
+    for label, kind in zip(work.labels, result.kinds, strict=False):
         print(f"Total {label} Ops: {kind.count}\nDetails:", end="", file=out)
         last = label == work.labels[-1]
         print(report.text_report(kind, result.seconds, result.errors if last else {}, **style), file=out)

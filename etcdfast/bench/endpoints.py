@@ -7,11 +7,9 @@ import struct
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-# RFC 7541 appendix A: entries of the static table that a gRPC request uses as they are
-STATIC_METHOD_POST = 3
-STATIC_SCHEME_HTTP = 6
-FIRST_DYNAMIC_INDEX = 62
+# RFC 7541 4.1
 ENTRY_OVERHEAD_BYTES = 32
+HEADERS_MAX = 32
 
 
 class EndpointError(ValueError):
@@ -91,33 +89,42 @@ def _integer(prefix_bits: int, flags: int, value: int) -> bytes:
     return bytes(out)
 
 
-def header_blocks(authority: str, path: str, metadata: list[tuple[str, str]] = ()) -> tuple[bytes, bytes, bytes, int]:
-    """Header block of one gRPC method in three forms, and the table room the first one takes.
+def _literal(name: str, value: str) -> bytes:
+    """Name and value as strings, without the byte that says what to do with them (RFC 7541 6.2)."""
+    raw_name, raw_value = name.encode(), value.encode()
+    return _integer(7, 0, len(raw_name)) + raw_name + _integer(7, 0, len(raw_value)) + raw_value
 
-    Returns (first, following, plain, table_bytes): `first` enters the headers into the peer's
-    dynamic table, `following` refers to them there (valid while nothing else is entered), `plain`
-    needs no table.
+
+def _entry_bytes(name: str, value: str) -> int:
+    return len(name.encode()) + len(value.encode()) + ENTRY_OVERHEAD_BYTES
+
+
+def path_literal(path: str) -> bytes:
+    """The `:path` header of a method, for `Generator`."""
+    return _literal(":path", path)
+
+
+def header_row(authority: str, paths: list[str], metadata: list[tuple[str, str]] = ()) -> tuple[bytes, bytes, int, int]:
+    """Headers of a request other than its path: (entering, plain, headers, table_bytes).
+
+    `entering` are literals that enter them into the peer's dynamic table, `plain` literals that do
+    not, `headers` their number. `table_bytes` is the room in the table for them and all the paths.
     """
     fields = [
-        (":path", path),
         (":authority", authority),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
         ("user-agent", "etcdfast-bench"),
         *metadata,
     ]
-    if len(fields) > 32:
+    if len(fields) > HEADERS_MAX:
         raise ValueError("too many headers for one-byte table references")
-    fixed = _integer(7, 0x80, STATIC_METHOD_POST) + _integer(7, 0x80, STATIC_SCHEME_HTTP)
-    first, plain, table_bytes = bytearray(fixed), bytearray(fixed), 0
-    for name, value in fields:
-        raw_name, raw_value = name.encode(), value.encode()
-        literal = _integer(7, 0, len(raw_name)) + raw_name + _integer(7, 0, len(raw_value)) + raw_value
-        first += b"\x40" + literal
-        plain += b"\x00" + literal
-        table_bytes += len(raw_name) + len(raw_value) + ENTRY_OVERHEAD_BYTES
-    # the newest entry has the lowest index
-    following = fixed + b"".join(
-        _integer(7, 0x80, FIRST_DYNAMIC_INDEX + len(fields) - 1 - i) for i in range(len(fields))
+    literals = [_literal(name, value) for name, value in fields]
+    table_bytes = sum(_entry_bytes(name, value) for name, value in fields)
+    table_bytes += sum(_entry_bytes(":path", path) for path in paths)
+    return (
+        b"".join(b"\x40" + one for one in literals),
+        b"".join(b"\x00" + one for one in literals),
+        len(fields),
+        table_bytes,
     )
-    return bytes(first), following, bytes(plain), table_bytes

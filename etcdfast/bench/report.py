@@ -117,10 +117,34 @@ def sample_rows(kind: KindResult) -> list[tuple[int, int, float, int, int]]:
     return rows
 
 
+def watch_rows(result: Result) -> dict:
+    """Figures of a watch load for programs: counts, seconds, rates."""
+    watch = result.watch
+    seconds = event_seconds(result)
+    return {
+        "watchers": watch.made,
+        "make_seconds": watch.make_seconds,
+        "events": watch.events,
+        "events_missing": watch.missing,
+        "responses": watch.responses,
+        "response_bytes": watch.response_bytes,
+        "event_seconds": seconds,
+        "events_per_second": watch.events / seconds if seconds else 0.0,
+    }
+
+
+def event_seconds(result: Result) -> float:
+    """From the start of the puts to the last event; without own puts, from the first event."""
+    if result.watch.last_event_ns and result.start_ns:
+        return (result.watch.last_event_ns - result.start_ns) / 1e9
+    return result.watch.event_seconds
+
+
 def json_report(command: str, flags: dict, labels: list[str], result: Result) -> dict:
     """Everything the text report says, and what it leaves out. Times in the unit of the name."""
     seconds = result.seconds
-    return {
+    watch = {"watch": watch_rows(result)} if result.watch else {}
+    return watch | {
         "command": command,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "flags": flags,
@@ -129,7 +153,9 @@ def json_report(command: str, flags: dict, labels: list[str], result: Result) ->
         "errors_total": sum(result.errors.values()),
         "seconds": seconds,
         "requests_per_second": result.count / seconds if seconds else 0.0,
-        "latency": {label.lower() or "all": _latency(kind) for label, kind in zip(labels, result.kinds, strict=False)},
+        "latency": {
+            label.lower() or "all": latency_row(kind) for label, kind in zip(labels, result.kinds, strict=False)
+        },
         "client_cpu_seconds": result.client_cpu_seconds,
         "client_processes": result.processes,
         "response_bytes": result.response_bytes,
@@ -143,7 +169,7 @@ def json_report(command: str, flags: dict, labels: list[str], result: Result) ->
     }
 
 
-def _latency(kind: KindResult) -> dict:
+def latency_row(kind: KindResult) -> dict:
     if not kind.count:
         return {"count": 0}
     mean = kind.sum_ns / kind.count / 1e6

@@ -19,15 +19,15 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from etcdfast._ext.loadgen import Generator
-from etcdfast.bench.endpoints import Endpoint, header_blocks
+from etcdfast.bench import watching
+from etcdfast.bench.endpoints import Endpoint, header_row, path_literal
+from etcdfast.bench.page import DONE_OFFSET, ROW_BYTES, STOP_OFFSET
 from etcdfast.bench.workload import Workload
 
 SLICE_NS = 50_000_000
-STOP_OFFSET = 64
-DONE_OFFSET = 128
-ROW_BYTES = 64
 TOTAL_UNLIMITED = 1 << 62
 DRAIN_SECONDS = 2.0
+KINDS = 4
 
 # https://grpc.github.io/grpc/core/md_doc_statuscodes.html, spelled as in Go's error texts
 CODE_NAMES = (
@@ -100,10 +100,12 @@ class Result:
     processes: int
     aborted: str = ""
     interrupted: bool = False
+    watch: watching.WatchResult | None = None
 
     @property
     def count(self) -> int:
-        return sum(kind.count for kind in self.kinds)
+        """Requests answered; what watchers got is not among them."""
+        return self.kinds[0].count if self.watch else sum(kind.count for kind in self.kinds)
 
     @property
     def seconds(self) -> float:
@@ -116,10 +118,11 @@ def default_processes(conns: int) -> int:
     return max(1, min(cores // 4, conns))
 
 
-def run(workload: Workload, endpoints: list[Endpoint], load: Load, progress=None) -> Result:
+def run(workload: Workload, endpoints: list[Endpoint], load: Load, progress=None, pause=None) -> Result:
     """Drive the load to its end.
 
-    `progress(done)` is called a few times a second with the number of finished requests.
+    `progress(done)` is called a few times a second with the number of finished requests (watch loads:
+    of watchers and events). `pause`: see `watching.Conductor`.
     SIGINT stops the load; what was measured until then is returned with `interrupted` set.
     Errors: RunError when no connection can be made.
     """
@@ -127,9 +130,15 @@ def run(workload: Workload, endpoints: list[Endpoint], load: Load, progress=None
     _allow_files(load.conns + 64 * processes)
     page = mmap.mmap(-1, max(mmap.PAGESIZE, DONE_OFFSET + ROW_BYTES * processes))
     tick = _Ticker(page, processes, progress)
+    if workload.watching:
+        tick = watching.Conductor(page, processes, workload.watching, load.total, progress, pause)
     if processes == 1:
-        return _merge([_work(0, 1, workload, endpoints, load, page, tick, threading.Barrier(1))], processes)
-    return _merge(_run_processes(processes, workload, endpoints, load, page, tick), processes)
+        return _merge(
+            [_work(0, 1, workload, endpoints, load, page, tick, threading.Barrier(1))],
+            processes,
+            bool(workload.watching),
+        )
+    return _merge(_run_processes(processes, workload, endpoints, load, page, tick), processes, bool(workload.watching))
 
 
 class _Ticker:
@@ -220,22 +229,32 @@ def _share(count: int, worker: int, processes: int) -> int:
 def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> dict:
     """One generator from connecting to its last answer; connections worker, worker + processes, ..."""
     conns = _share(load.conns, worker, processes)
-    # client i belongs to connection i % conns, so the clients of this worker follow from its connections
-    clients = sum(_share(load.clients, connection, load.conns) for connection in range(worker, load.conns, processes))
-    if clients == 0:
+    watched = workload.watching
+    clients = clients_of(worker, processes, load)
+    streams = watching.streams_of(worker, processes, load.conns, watched.streams) if watched else []
+    if clients == 0 and not streams:
         barrier.wait()
         return _empty(workload)
+    apart = watched is not None and watched.apart
     rotated = [endpoints[(worker + processes * i) % len(endpoints)] for i in range(len(endpoints))]
-    rows = [(e.family, e.address, *header_blocks(e.authority, workload.method, list(load.metadata))) for e in rotated]
+    rows = [(e.family, e.address, *header_row(e.authority, workload.methods, list(load.metadata))) for e in rotated]
+    # what the clients of earlier workers have
+    lease_base = workload.lease_base
+    if workload.renewing:
+        lease_base += sum(clients_of(w, processes, load) for w in range(worker))
+    conns += apart
     generator = Generator(
         conns=conns,
         clients=clients,
         endpoints=rows,
-        templates=[(m.data, m.keys_at, m.values_at) for m in workload.messages],
+        templates=[
+            (m.data, m.keys_at, m.values_at, m.method, m.lease_at, m.lease_of_client, m.ttl_at)
+            for m in workload.messages
+        ],
         shared=page,
         worker=worker,
         total=load.total if load.total else TOTAL_UNLIMITED,
-        rate=load.rate * clients / load.clients,
+        rate=load.rate * clients / load.clients if load.clients else 0,
         key_bytes=workload.key_bytes,
         value_bytes=workload.value_bytes,
         key_space=workload.key_space,
@@ -245,6 +264,19 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
         streaming=workload.streaming,
         dial_timeout_seconds=load.dial_timeout_seconds,
         stream_ids_max=load.stream_ids_max,
+        methods=[path_literal(path) for path in workload.methods],
+        load_kinds=workload.load_kinds,
+        load_conns=1 if apart else 0,
+        renewing=workload.renewing,
+        held=workload.held,
+        streams=streams,
+        watchers_each=watched.watchers_each if watched else 0,
+        stream_conn=int(apart),
+        key_numbers=workload.key_numbers,
+        stamped=workload.stamped,
+        latency_by_number=workload.by_number,
+        lease_base=lease_base,
+        ttl_end_ns=workload.ttl_end_ns,
     )
     deadline = time.monotonic() + load.dial_timeout_seconds
     while generator.open_conns < conns:
@@ -254,7 +286,14 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
             where = ",".join(e.text for e in endpoints)
             raise RunError(f"cannot connect to {where}: {reason} ({generator.open_conns} of {conns} connections made)")
     barrier.wait()
+    if watched:
+        return watching.drive(generator, watched, clients, page, tick) | _counted(generator)
     return _drive(generator, load, page, tick)
+
+
+def clients_of(worker: int, processes: int, load: Load) -> int:
+    """Client i belongs to connection i % conns, so the clients of a worker follow from its connections."""
+    return sum(_share(load.clients, connection, load.conns) for connection in range(worker, load.conns, processes))
 
 
 def _drive(generator: Generator, load: Load, page: mmap.mmap, tick) -> dict:
@@ -280,17 +319,20 @@ def _drive(generator: Generator, load: Load, page: mmap.mmap, tick) -> dict:
             break
     cpu = time.thread_time() - cpu_start
     tick()
+    return {"cpu": cpu, "interrupted": interrupted} | _counted(generator)
+
+
+def _counted(generator: Generator) -> dict:
     return {
-        "kinds": [(generator.histogram(k), generator.seconds_of(k)) for k in range(2)],
+        "kinds": [(generator.histogram(k), generator.seconds_of(k)) for k in range(KINDS)],
         "errors": generator.error_rows(),
         "start_ns": generator.start_ns,
         "end_ns": generator.end_ns,
-        "cpu": cpu,
         "response_bytes": generator.response_bytes,
         "reconnects": generator.reconnects,
         "aborted": generator.connect_error() if generator.aborted else "",
         "unanswered": generator.running,
-        "interrupted": interrupted,
+        "watch": generator.watch_counts(),
     }
 
 
@@ -298,8 +340,8 @@ def _empty(workload: Workload) -> dict:
     now = time.monotonic_ns()
     nothing = ((0, 0, 0, 0, 0.0, b""), [])
     return {
-        "kinds": [nothing, nothing], "errors": [], "start_ns": now, "end_ns": now, "cpu": 0.0, "response_bytes": 0,
-        "reconnects": 0, "aborted": "", "unanswered": 0, "interrupted": False,
+        "kinds": [nothing] * KINDS, "errors": [], "start_ns": now, "end_ns": now, "cpu": 0.0, "response_bytes": 0,
+        "reconnects": 0, "aborted": "", "unanswered": 0, "interrupted": False, "watch": None,
     }  # fmt: skip
 
 
@@ -312,8 +354,8 @@ def error_text(code: int, message: bytes) -> str:
     return f"rpc error: code = {name} desc = {text}"
 
 
-def _merge(parts: list[dict], processes: int) -> Result:
-    kinds = [KindResult(), KindResult()]
+def _merge(parts: list[dict], processes: int, watched: bool) -> Result:
+    kinds = [KindResult() for _ in range(KINDS)]
     errors: dict[str, int] = {}
     for part in parts:
         for kind, (row, seconds) in zip(kinds, part["kinds"], strict=True):
@@ -343,4 +385,5 @@ def _merge(parts: list[dict], processes: int) -> Result:
         processes,
         next((part["aborted"] for part in parts if part["aborted"]), ""),
         any(part["interrupted"] for part in parts),
+        watching.merge([part["watch"] for part in parts if part["watch"]]) if watched else None,
     )

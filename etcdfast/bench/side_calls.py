@@ -12,6 +12,7 @@ import grpc
 from etcdfast.api import rpcs
 from etcdfast.api.grpc_stubs import Client
 from etcdfast.bench.endpoints import Endpoint
+from etcdfast.bench.runner import RunError
 
 CALL_SECONDS = 5.0
 HASH_SECONDS = 600.0
@@ -58,6 +59,21 @@ class Compactor:
                         client.KV.Compact(request, timeout=CALL_SECONDS)
                 except grpc.RpcError as e:
                     print(f"compaction failed: {e.details()}", file=sys.stderr)
+
+
+def put_times(endpoint: Endpoint, key: bytes, times: int) -> int:
+    """Put a key that often; returns the revision of the first put. Errors: RunError."""
+    first = 0
+    with grpc.insecure_channel(_target(endpoint)) as channel:
+        client = Client(channel)
+        for number in range(times):
+            request = _request("PutRequest", key=key, value=str(number).encode())
+            try:
+                revision = client.KV.Put(request, timeout=CALL_SECONDS).header.revision
+            except grpc.RpcError as e:
+                raise RunError(f"cannot put {key.decode()} on {endpoint.text}: {e.details()}") from None
+            first = first or revision
+    return first
 
 
 def hashkv_summary(endpoint: Endpoint) -> str:

@@ -10,6 +10,11 @@ import struct
 from dataclasses import dataclass, field
 
 KV = "/etcdserverpb.KV/"
+WATCH = "/etcdserverpb.Watch/Watch"
+LEASE = "/etcdserverpb.Lease/"
+# lease ids of a run lie above this: they take 9 bytes as a varint, whichever they are
+LEASE_IDS = 1 << 62
+LEASE_ID_BYTES = 9
 
 
 class WorkloadError(ValueError):
@@ -18,19 +23,52 @@ class WorkloadError(ValueError):
 
 @dataclass(frozen=True)
 class Message:
-    """A gRPC message (5-byte prefix included); `keys_at`, `values_at`: offsets of the holes in bytes."""
+    """A gRPC message (5-byte prefix included); `keys_at`, `values_at`: offsets of the holes in bytes.
+
+    `method`: index into the methods of its workload. `lease_at`: offset of a lease id (0: none), which
+    is the client's or the request's number above LEASE_IDS; `ttl_at`: offset of a TTL of one byte.
+    """
 
     data: bytes
     keys_at: list[int] = field(default_factory=list)
     values_at: list[int] = field(default_factory=list)
+    method: int = 0
+    lease_at: int = 0
+    lease_of_client: bool = False
+    ttl_at: int = 0
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Streams beside (or instead of) a load. The workload's message 1 makes a watcher.
+
+    `events`: how many the watchers get in all; the run ends when they have come. `concurrent`: the
+    load begins with the streams and ends with the events, else it begins when all watchers are made.
+    `apart`: the load has a connection of its own.
+    """
+
+    streams: int
+    watchers_each: int
+    events: int
+    concurrent: bool = False
+    apart: bool = False
+    hold: bool = False
+    timeout_seconds: float = 30.0
+
+    @property
+    def watchers(self) -> int:
+        return self.streams * self.watchers_each
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One benchmark. With two messages, the first is used for `read_share` of the requests."""
+    """One benchmark. With two `load_kinds`, the first message is used for `read_share` of the requests.
+
+    `key_numbers`: uint64s, the keys in turn. `renewing`, `held`, `stamped`, `by_number`: see `Generator`.
+    """
 
     name: str
-    method: str
+    methods: tuple[str, ...]
     messages: list[Message]
     labels: list[str]
     key_bytes: int = 0
@@ -39,6 +77,15 @@ class Workload:
     sequential: bool = False
     read_share: float = 1.0
     streaming: bool = False
+    load_kinds: int = 1
+    watching: Watching | None = None
+    key_numbers: bytes | None = None
+    renewing: bool = False
+    held: bool = False
+    stamped: bool = False
+    by_number: bool = False
+    lease_base: int = 0
+    ttl_end_ns: int = 0
 
 
 def varint(value: int) -> bytes:
@@ -59,11 +106,11 @@ def int_field(number: int, value: int) -> bytes:
     return varint(number << 3) + varint(value) if value else b""
 
 
-def _framed(message: bytes) -> bytes:
+def framed(message: bytes) -> bytes:
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
-def _put(prefix: bytes, key_bytes: int, value_bytes: int) -> tuple[bytes, int, int]:
+def put_fields(prefix: bytes, key_bytes: int, value_bytes: int) -> tuple[bytes, int, int]:
     """PutRequest with a key of prefix and hole, and where the holes are."""
     key = bytes_field(1, prefix + bytes(key_bytes))
     value = bytes_field(2, bytes(value_bytes)) if value_bytes else b""
@@ -80,10 +127,10 @@ def _txn(operations: list[tuple[bytes, int, int]], operation_field: int) -> Mess
         keys_at.append(start + key_at)
         values_at.append(start + value_at)
         body += outer
-    return Message(_framed(body), keys_at, values_at)
+    return Message(framed(body), keys_at, values_at)
 
 
-def _check_keys(key_size: int, key_space: int) -> None:
+def check_keys(key_size: int, key_space: int) -> None:
     if key_space <= 0:
         raise WorkloadError(f"expected positive --key-space-size, got ({key_space})")
     needed = len(varint(2 * (key_space - 1)))
@@ -94,10 +141,10 @@ def _check_keys(key_size: int, key_space: int) -> None:
 
 
 def put(key_size: int, val_size: int, key_space: int, sequential: bool, prefix: bytes = b"") -> Workload:
-    _check_keys(key_size, key_space)
-    data, key_at, value_at = _put(prefix, key_size, val_size)
-    message = Message(_framed(data), [5 + key_at], [5 + value_at])
-    return Workload("put", KV + "Put", [message], [""], key_size, val_size, key_space, sequential)
+    check_keys(key_size, key_space)
+    data, key_at, value_at = put_fields(prefix, key_size, val_size)
+    message = Message(framed(data), [5 + key_at], [5 + value_at])
+    return Workload("put", (KV + "Put",), [message], [""], key_size, val_size, key_space, sequential)
 
 
 def range_request(
@@ -121,31 +168,32 @@ def range_request(
 
 def range_(request: bytes, stream: bool = False) -> Workload:
     method = KV + ("RangeStream" if stream else "Range")
-    return Workload("range", method, [Message(_framed(request))], [""], streaming=stream)
+    return Workload("range", (method,), [Message(framed(request))], [""], streaming=stream)
 
 
-def txn_put(key_size: int, val_size: int, key_space: int, operations: int) -> Workload:
-    _check_keys(key_size, key_space)
+def txn_put(key_size: int, val_size: int, key_space: int, operations: int, prefix: bytes = b"") -> Workload:
+    check_keys(key_size, key_space)
     if operations <= 0:
         raise WorkloadError(f"expected positive --txn-ops, got ({operations})")
     if operations > key_space:
         raise WorkloadError(
             f"expected --txn-ops no larger than --key-space-size, got txn-ops({operations}) key-space-size({key_space})"
         )
-    message = _txn([_put(b"", key_size, val_size)] * operations, 2)
-    return Workload("txn-put", KV + "Txn", [message], [""], key_size, val_size, key_space, sequential=True)
+    message = _txn([put_fields(prefix, key_size, val_size)] * operations, 2)
+    return Workload("txn-put", (KV + "Txn",), [message], [""], key_size, val_size, key_space, sequential=True)
 
 
 def txn_mixed(key_size: int, val_size: int, key_space: int, rw_ratio: float, request: bytes) -> Workload:
-    _check_keys(key_size, key_space)
+    check_keys(key_size, key_space)
     if not rw_ratio >= 0:
         raise WorkloadError(f"expected --rw-ratio of 0 or more, got ({rw_ratio:g})")
-    read = Message(_framed(bytes_field(2, bytes_field(1, request))))
-    write = _txn([_put(b"", key_size, val_size)], 2)
+    read = Message(framed(bytes_field(2, bytes_field(1, request))))
+    write = _txn([put_fields(b"", key_size, val_size)], 2)
     share = rw_ratio / (1 + rw_ratio) if rw_ratio != float("inf") else 1.0
     return Workload(
-        "txn-mixed", KV + "Txn", [read, write], ["Read", "Write"], key_size, val_size, key_space, True, share
-    )
+        "txn-mixed", (KV + "Txn",), [read, write], ["Read", "Write"], key_size, val_size, key_space, True, share,
+        load_kinds=2,
+    )  # fmt: skip
 
 
 def prefix_end(prefix: bytes) -> bytes:
