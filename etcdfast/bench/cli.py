@@ -149,10 +149,10 @@ def build_parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=PROG, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw, allow_abbrev=False)
     _add_globals(parser, top=True)
-    commands = parser.add_subparsers(dest="command", metavar="command", title="commands", parser_class=Parser)
+    choices = parser.add_subparsers(dest="command", metavar="command", title="commands", parser_class=Parser)
 
     def command(name: str, help_text: str, description: str) -> Parser:
-        made = commands.add_parser(
+        made = choices.add_parser(
             name, help=help_text, description=description, formatter_class=raw, allow_abbrev=False
         )
         _add_globals(made, top=False)
@@ -320,7 +320,7 @@ def _run(argv: list[str]) -> int:
     to_stdout = args.report_json == "-"
     say = sys.stderr if to_stdout else sys.stdout
     work = _workload(args, endpoints)
-    if args.clients < args.conns:
+    if args.clients < args.conns and not work.watching:
         # etcd's tool opens them all and leaves some without a client
         print(f"note: {args.conns - args.clients} of {args.conns} connections have no client", file=sys.stderr)
     load = commands.load_of(args, work)

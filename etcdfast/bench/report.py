@@ -125,7 +125,6 @@ def watch_rows(result: Result) -> dict:
         "watchers": watch.made,
         "make_seconds": watch.make_seconds,
         "events": watch.events,
-        "events_missing": watch.missing,
         "responses": watch.responses,
         "response_bytes": watch.response_bytes,
         "event_seconds": seconds,

@@ -32,7 +32,6 @@ class WatchResult:
     made_ns: int
     first_event_ns: int
     last_event_ns: int
-    missing: int = 0
 
     @property
     def make_seconds(self) -> float:
