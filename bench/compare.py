@@ -21,7 +21,8 @@ from pathlib import Path
 
 import machine
 from members import REPOSITORY, Member, MemberError
-from scenarios import BY_NAME, SCENARIOS, Bar, Scenario, Size
+from scenario import Bar, Scenario, Size
+from scenarios import BY_NAME, SCENARIOS
 
 SIDES = ("etcd", "etcdfast")
 HISTORY = REPOSITORY / "bench" / "history.ndjson"
@@ -67,7 +68,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenarios", default=names, metavar="LIST", help=f"any of {names}")
     parser.add_argument("--pairs", type=_positive, default=5, metavar="N", help="pairs of runs (5)")
     parser.add_argument(
-        "--heavy-pairs", type=_positive, default=2, metavar="N", help="pairs of memory-1m and rangestream (2)"
+        "--heavy-pairs", type=_positive, default=2, metavar="N", help="pairs of the scenarios that take longest (2)"
     )
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="length of a measured load (5)")
     parser.add_argument(
@@ -94,7 +95,21 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.self_test:
         args.no_history, args.pairs, args.heavy_pairs = True, min(args.pairs, 2), 1
         args.size = Size(
-            warm_seconds=0, total=args.total or 200, keys=300, stream_keys=300, preload=50, clients_max=20, stream=False
+            warm_seconds=0,
+            total=args.total or 200,
+            keys=300,
+            stream_keys=300,
+            preload=50,
+            clients_max=20,
+            streams=5,
+            watchers_each=4,
+            many_watchers=40,
+            pending_events=2000,
+            leases=100,
+            expiring=50,
+            settle_seconds=0,
+            ttl_spare_seconds=2,
+            stream=False,
         )
     return args
 

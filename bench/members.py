@@ -118,11 +118,18 @@ class Member:
 
     def revision(self) -> int:
         """The newest revision, by a linearizable read."""
+        return self._range(key=b"\0").header.revision
+
+    def count(self, prefix: str) -> int:
+        """How many keys begin with a prefix (ASCII, not empty)."""
+        key = prefix.encode()
+        return self._range(key=key, range_end=key[:-1] + bytes([key[-1] + 1]), count_only=True).count
+
+    def _range(self, **fields):
         with grpc.insecure_channel(self.endpoint) as channel:
-            client = Client(channel)
             try:
-                request = rpcs.message_class("etcdserverpb.RangeRequest")(key=b"\0")
-                return client.KV.Range(request, timeout=READY_SECONDS).header.revision
+                request = rpcs.message_class("etcdserverpb.RangeRequest")(**fields)
+                return Client(channel).KV.Range(request, timeout=READY_SECONDS)
             except grpc.RpcError as e:
                 raise MemberError(f"{self.kind}: {e.details()}") from None
 

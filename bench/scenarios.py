@@ -1,117 +1,16 @@
 """The loads of the comparison: what is prepared, what is measured, which bar the figures meet.
 
-A scenario takes a started member with an empty data directory and returns figures by name. Units
-are the last word of a name: per_second, ms, us, mb (10^6 bytes), seconds.
+Key-value loads are here, watches and leases in files of their own. `scenario` says what a scenario is.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from members import REPOSITORY, Member, MemberError, Memory, PeakMemory
-
-MB = 1e6
-LOAD_SECONDS_MAX = 1800
-
-
-@dataclass(frozen=True)
-class Size:
-    """How long or how much a run is. `total` 0: run for `seconds`."""
-
-    seconds: float = 5.0
-    warm_seconds: float = 1.0
-    total: int = 0
-    keys: int = 1_000_000
-    stream_keys: int = 500_000
-    preload: int = 10_000
-    clients_max: int = 1 << 20
-    # the side that plays etcdfast may be an etcd in a self-test, and etcd 3.5 has no RangeStream
-    stream: bool = True
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A figure etcdfast is to reach. `ratio`: against etcd in the same pair, else the figure itself."""
-
-    figure: str
-    limit: float
-    at_least: bool = False
-    ratio: bool = False
-    of_scenario: str = ""
-    text: str = ""
-
-    def describe(self) -> str:
-        return (
-            self.text
-            or f"{self.figure} {'>=' if self.at_least else '<='} {self.limit:g}{' x etcd' if self.ratio else ''}"
-        )
-
-
-@dataclass(frozen=True)
-class Scenario:
-    name: str
-    what: str
-    run: Callable[[Member, Size], dict]
-    bars: list[Bar] = field(default_factory=list)
-    # figures shown in the table, in this order
-    shown: tuple[str, ...] = ("requests_per_second", "p50_ms", "p99_ms", "cpu_us", "client_cpu_us", "pss_mb", "rss_mb")
-    heavy: bool = False
-
-
-def bench(member: Member, *args: str) -> dict:
-    """Run etcdfast-bench against the member; returns its JSON report. Errors: MemberError."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        command = [sys.executable, "-m", "etcdfast.bench", "--endpoints", member.endpoint, "--no-progress"]
-        command += ["--report-json", out.name, *args]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LOAD_SECONDS_MAX)
-        raw = Path(out.name).read_text()
-    if done.returncode != 0 or not raw:
-        lines = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()
-        raise MemberError(f"load on {member.kind} failed: {lines[-1]}")
-    return json.loads(raw)
-
-
-def _figures(report: dict) -> dict:
-    latency = report["latency"]["all"]
-    requests = max(report["requests"], 1)
-    return {
-        "requests_per_second": report["requests_per_second"],
-        "p50_ms": latency.get("p50_ms", 0.0),
-        "p99_ms": latency.get("p99_ms", 0.0),
-        "mean_ms": latency.get("mean_ms", 0.0),
-        "client_cpu_us": report["client_cpu_seconds"] / requests * 1e6,
-        "requests": report["requests"],
-        "errors": report["errors_total"],
-    }
-
-
-def _loaded(member: Member, size: Size, conns: int, clients: int, *command: str) -> dict:
-    """Warm up, then measure one load with the CPU of the whole member around it."""
-    clients = min(clients, size.clients_max)
-    spread = ["--conns", str(min(conns, clients)), "--clients", str(clients)]
-    if size.warm_seconds:
-        bench(member, *spread, *command, "--duration", f"{size.warm_seconds:g}s")
-    revision = member.revision()
-    length = ["--total", str(size.total)] if size.total else ["--duration", f"{size.seconds:g}s"]
-    before = member.cpu_seconds()
-    report = bench(member, *spread, *command, *length)
-    cpu = member.cpu_seconds().since(before)
-    memory = member.memory()
-    written = member.revision() - revision
-    if command[0] != "range" and written < report["requests"]:
-        raise MemberError(f"{member.kind} acknowledged {report['requests']} writes but made {written} revisions")
-    figures = _figures(report)
-    figures["cpu_us"] = cpu / max(report["requests"], 1) * 1e6
-    figures["cores_used"] = cpu / report["seconds"] if report["seconds"] else 0.0
-    figures["pss_mb"], figures["rss_mb"] = memory.pss / MB, memory.rss / MB
-    return figures
-
+import lease_scenarios
+import watch_scenarios
+from members import Member, MemberError, Memory, PeakMemory
+from scenario import MB, Bar, Scenario, Size, bench, faster, loaded
 
 PUT = ("put", "--key-size", "8", "--val-size", "256", "--key-space-size", "100000")
 TXN_PUT = ("txn-put", "--key-size", "8", "--val-size", "256", "--key-space-size", "100000")
@@ -119,18 +18,18 @@ READ_KEY = "range-key"
 
 
 def _put(conns: int, clients: int):
-    return lambda member, size: _loaded(member, size, conns, clients, *PUT)
+    return lambda member, size: loaded(member, size, conns, clients, *PUT)
 
 
 def _txn_put(member: Member, size: Size) -> dict:
-    return _loaded(member, size, 100, 1000, *TXN_PUT)
+    return loaded(member, size, 100, 1000, *TXN_PUT)
 
 
 def _range(conns: int, clients: int, consistency: str):
     def run(member: Member, size: Size) -> dict:
         bench(member, "--conns", "10", "--clients", "100", *PUT, "--sequential-keys", "--total", str(size.preload))
         bench(member, "put", "--prefix", READ_KEY, "--key-size", "1", "--val-size", "256", "--total", "1")
-        return _loaded(member, size, conns, clients, "range", "--consistency", consistency, READ_KEY, "--prefix")
+        return loaded(member, size, conns, clients, "range", "--consistency", consistency, READ_KEY, "--prefix")
 
     return run
 
@@ -198,26 +97,22 @@ def _rangestream(member: Member, size: Size) -> dict:
     return figures
 
 
-def _faster(times: float) -> Bar:
-    return Bar("requests_per_second", times, at_least=True, ratio=True)
-
-
 SCENARIOS = [
     Scenario(
         "put",
         "put, 100 connections, 1000 clients, 8 B keys, 256 B values",
         _put(100, 1000),
         [
-            _faster(3),
+            faster(3),
             Bar("requests_per_second", 10_000, at_least=True),
             Bar("p99_ms", 0.5, ratio=True),
             Bar("cpu_us", 12),
             Bar("cpu_us", 1 / 3.5, ratio=True),
         ],
     ),
-    Scenario("range-l", "range of one key, linearizable, 1000 clients", _range(100, 1000, "l"), [_faster(3)]),
-    Scenario("range-s", "range of one key, serializable, 1000 clients", _range(100, 1000, "s"), [_faster(3)]),
-    Scenario("txn-put", "transaction with one put, 1000 clients", _txn_put, [_faster(2.5)]),
+    Scenario("range-l", "range of one key, linearizable, 1000 clients", _range(100, 1000, "l"), [faster(3)]),
+    Scenario("range-s", "range of one key, serializable, 1000 clients", _range(100, 1000, "s"), [faster(3)]),
+    Scenario("txn-put", "transaction with one put, 1000 clients", _txn_put, [faster(2.5)]),
     Scenario(
         "put-1",
         "put, one client, one connection",
@@ -272,5 +167,7 @@ SCENARIOS = [
         shown=("loaded_pss_mb", "part_extra_pss_mb", "read_extra_pss_mb", "growth_pss_mb", "read_seconds", "read_mb"),
         heavy=True,
     ),
+    *watch_scenarios.SCENARIOS,
+    *lease_scenarios.SCENARIOS,
 ]
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -343,6 +343,8 @@ def _run(argv: list[str]) -> int:
 
     _print_report(args, work, result, report, say)
     told = report.json_report(args.command, _flags(args), work.labels, result)
+    if work.ttl_end_ns:
+        told["expire_at_ns"] = work.ttl_end_ns  # CLOCK_MONOTONIC; the leases end within the second after it
     further = commands.follow_up(args, work, endpoints, load)
     if further is not None:
         print("Keys attached:", end="", file=say)

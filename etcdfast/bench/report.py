@@ -134,7 +134,7 @@ def watch_rows(result: Result) -> dict:
 
 def event_seconds(result: Result) -> float:
     """From the start of the puts to the last event; without own puts, from the first event."""
-    if result.watch.last_event_ns and result.start_ns:
+    if result.watch.last_event_ns and result.kinds[0].count:
         return (result.watch.last_event_ns - result.start_ns) / 1e9
     return result.watch.event_seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,23 @@ def test_self_test(tmp_path):
     assert order == ["put pair 1 etcd", "put pair 1 etcdfast", "put pair 2 etcdfast", "put pair 2 etcd"]
     assert list(tmp_path.iterdir()) == []
     assert history == ((BENCH / "history.ndjson").read_text() if (BENCH / "history.ndjson").exists() else None)
+
+
+def test_self_test_of_watches_and_leases(tmp_path):
+    names = ["watch-fanout", "stuck-watcher", "leases-1m"]
+    done = run(
+        "--self-test", "--only", "etcd", "--pairs", "1", "--total", "30", "--scenarios", ",".join(names),
+        "--data-root", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tables = {text.partition(":")[0]: text for text in done.stdout.split("\n\n")[1:]}
+    assert list(tables) == names
+    for name, figure, value in [
+        ("watch-fanout", "events_per_second", r"[\d,.]+ "),
+        ("stuck-watcher", "events", "2,000 "),
+        ("leases-1m", "left_after_20s", "0 "),
+    ]:
+        assert re.search(rf"^  {figure} +{value}", tables[name], re.M), tables[name]
 
 
 @pytest.mark.parametrize(
