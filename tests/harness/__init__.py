@@ -5,7 +5,7 @@ its files and its exit status. The same tests therefore run against real etcd 3.
 (`ETCDFAST_TEST_TARGET=etcd`), which is how the tests themselves are tested.
 """
 
-from .rpc import CODE_OK, Client, Reply
+from .rpc import CODE_OK, Client, Pending, Reply
 from .servers import (
     EtcdfastServer,
     EtcdServer,
@@ -17,6 +17,7 @@ from .servers import (
     target_name,
     target_server,
 )
+from .streams import Stream, StreamEnded
 from .wait import WaitTimeout, wait_until
 
 __all__ = [
@@ -24,9 +25,12 @@ __all__ = [
     "Client",
     "EtcdServer",
     "EtcdfastServer",
+    "Pending",
     "Reply",
     "Server",
     "ServerError",
+    "Stream",
+    "StreamEnded",
     "WaitTimeout",
     "new_server",
     "reference_server",

@@ -18,6 +18,16 @@ from etcdfast.api.pb.rpc_pb2 import (
     HashKVResponse,
     HashRequest,
     HashResponse,
+    LeaseGrantRequest,
+    LeaseGrantResponse,
+    LeaseKeepAliveRequest,
+    LeaseKeepAliveResponse,
+    LeaseLeasesRequest,
+    LeaseLeasesResponse,
+    LeaseRevokeRequest,
+    LeaseRevokeResponse,
+    LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
     MemberListRequest,
     MemberListResponse,
     PutRequest,
@@ -31,6 +41,23 @@ from etcdfast.api.pb.rpc_pb2 import (
     StatusResponse,
     TxnRequest,
     TxnResponse,
+    WatchCancelRequest,
+    WatchCreateRequest,
+    WatchProgressRequest,
+    WatchRequest,
+    WatchResponse,
 )
+from etcdfast.api.pb.v3election_pb2 import (
+    CampaignRequest,
+    CampaignResponse,
+    LeaderKey,
+    LeaderRequest,
+    LeaderResponse,
+    ProclaimRequest,
+    ProclaimResponse,
+    ResignRequest,
+    ResignResponse,
+)
+from etcdfast.api.pb.v3lock_pb2 import LockRequest, LockResponse, UnlockRequest, UnlockResponse
 
 __all__ = [name for name in dir() if name[0].isupper()]

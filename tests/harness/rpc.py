@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from . import pb
+from .streams import Stream
 
 CODE_OK = 0
 
@@ -29,7 +30,7 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One unary RPC: its path and its two message classes."""
+    """One RPC: its path and its two message classes."""
 
     path: str
     request: type
@@ -38,25 +39,48 @@ class Method:
 
 def _methods() -> dict[str, Method]:
     table = {
-        "Range": ("KV", pb.RangeRequest, pb.RangeResponse),
-        "Put": ("KV", pb.PutRequest, pb.PutResponse),
-        "DeleteRange": ("KV", pb.DeleteRangeRequest, pb.DeleteRangeResponse),
-        "Txn": ("KV", pb.TxnRequest, pb.TxnResponse),
-        "Compact": ("KV", pb.CompactionRequest, pb.CompactionResponse),
-        "HashKV": ("Maintenance", pb.HashKVRequest, pb.HashKVResponse),
-        "Hash": ("Maintenance", pb.HashRequest, pb.HashResponse),
-        "Status": ("Maintenance", pb.StatusRequest, pb.StatusResponse),
-        "Defragment": ("Maintenance", pb.DefragmentRequest, pb.DefragmentResponse),
-        "Alarm": ("Maintenance", pb.AlarmRequest, pb.AlarmResponse),
-        "MemberList": ("Cluster", pb.MemberListRequest, pb.MemberListResponse),
+        "etcdserverpb.KV": {
+            "Range": (pb.RangeRequest, pb.RangeResponse),
+            "Put": (pb.PutRequest, pb.PutResponse),
+            "DeleteRange": (pb.DeleteRangeRequest, pb.DeleteRangeResponse),
+            "Txn": (pb.TxnRequest, pb.TxnResponse),
+            "Compact": (pb.CompactionRequest, pb.CompactionResponse),
+        },
+        "etcdserverpb.Lease": {
+            "LeaseGrant": (pb.LeaseGrantRequest, pb.LeaseGrantResponse),
+            "LeaseRevoke": (pb.LeaseRevokeRequest, pb.LeaseRevokeResponse),
+            "LeaseTimeToLive": (pb.LeaseTimeToLiveRequest, pb.LeaseTimeToLiveResponse),
+            "LeaseLeases": (pb.LeaseLeasesRequest, pb.LeaseLeasesResponse),
+        },
+        "etcdserverpb.Maintenance": {
+            "HashKV": (pb.HashKVRequest, pb.HashKVResponse),
+            "Hash": (pb.HashRequest, pb.HashResponse),
+            "Status": (pb.StatusRequest, pb.StatusResponse),
+            "Defragment": (pb.DefragmentRequest, pb.DefragmentResponse),
+            "Alarm": (pb.AlarmRequest, pb.AlarmResponse),
+        },
+        "etcdserverpb.Cluster": {"MemberList": (pb.MemberListRequest, pb.MemberListResponse)},
+        "v3lockpb.Lock": {
+            "Lock": (pb.LockRequest, pb.LockResponse),
+            "Unlock": (pb.UnlockRequest, pb.UnlockResponse),
+        },
+        "v3electionpb.Election": {
+            "Campaign": (pb.CampaignRequest, pb.CampaignResponse),
+            "Proclaim": (pb.ProclaimRequest, pb.ProclaimResponse),
+            "Leader": (pb.LeaderRequest, pb.LeaderResponse),
+            "Resign": (pb.ResignRequest, pb.ResignResponse),
+        },
     }
     return {
-        name: Method(f"/etcdserverpb.{service}/{name}", request, response)
-        for name, (service, request, response) in table.items()
+        name: Method(f"/{service}/{name}", request, response)
+        for service, methods in table.items()
+        for name, (request, response) in methods.items()
     }
 
 
 METHODS = _methods()
+KEEP_ALIVE = Method("/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse)
+OBSERVE = Method("/v3electionpb.Election/Observe", pb.LeaderRequest, pb.LeaderResponse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +118,18 @@ class Pending:
             data = self._future.result()
         except grpc.RpcError as error:
             return Reply(self._method, error.code().value[0], error.details() or "", b"")
+        except grpc.FutureCancelledError:
+            return Reply(self._method, grpc.StatusCode.CANCELLED.value[0], "(cancelled here)", b"")
         return Reply(self._method, CODE_OK, "", data)
+
+    @property
+    def done(self) -> bool:
+        """Whether `reply` would return at once."""
+        return self._future.done()
+
+    def cancel(self) -> None:
+        """Take the call back; the server is told, and nothing it answers is seen any more."""
+        self._future.cancel()
 
 
 class Client:
@@ -140,6 +175,14 @@ class Client:
         except grpc.RpcError as error:
             return Reply(method, error.code().value[0], error.details() or "", b"")
         return Reply(method, CODE_OK, "", data)
+
+    def keep_alive(self) -> Stream:
+        """A LeaseKeepAlive stream."""
+        return Stream(self._channel, KEEP_ALIVE, self.timeout_seconds)
+
+    def observe(self, request: pb.LeaderRequest) -> Stream:
+        """An Election.Observe stream."""
+        return Stream(self._channel, OBSERVE, self.timeout_seconds, request)
 
     # Short forms for tests that are not about the wire.
 
