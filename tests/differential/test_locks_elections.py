@@ -242,8 +242,8 @@ def test_an_observer_waits_for_the_first_leader_and_ends_with_its_client(pair: Q
 def _step(pair: QueuePair, rng: random.Random, alive: set[int], counts: dict[str, int]) -> None:
     roll = rng.random()
     lease = rng.choice(LEASES)
-    if roll < 0.40:
-        if roll < 0.22:
+    if roll < 0.48:
+        if roll < 0.26:
             method, name, value = "Lock", rng.choice(LOCKS), b""
         else:
             method, name, value = "Campaign", rng.choice(ELECTIONS), rng.choice((b"v", b"w", b""))
@@ -261,7 +261,7 @@ def _step(pair: QueuePair, rng: random.Random, alive: set[int], counts: dict[str
             # Mostly the holder unlocks; a waiter's key may be unlocked as well.
             pair.call("Unlock", pb.UnlockRequest(key=keys[0] if rng.random() < 0.8 else rng.choice(keys)))
             counts["Unlock"] = counts.get("Unlock", 0) + 1
-    elif roll < 0.74:
+    elif roll < 0.71:
         leader = leader_key(pair.sides[0], rng.choice(ELECTIONS))
         if leader is not None:
             if rng.random() < 0.5:
@@ -269,10 +269,10 @@ def _step(pair: QueuePair, rng: random.Random, alive: set[int], counts: dict[str
             else:
                 pair.call("Resign", pb.ResignRequest(leader=leader))
             counts["Resign"] = counts.get("Resign", 0) + 1
-    elif roll < 0.82 and pair.waiting:
-        one = rng.choice(pair.waiting)
-        if not one.gone:
-            pair.cancel(one)
+    elif roll < 0.84:
+        patient = [one for one in pair.waiting if not one.gone]
+        if patient:
+            pair.cancel(rng.choice(patient))
             counts["cancel"] = counts.get("cancel", 0) + 1
     elif roll < 0.90:
         if lease in alive:
