@@ -11,12 +11,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import Reply, StreamEnded, pb, reference_server, started_pair, target_name, target_server, wait_until
+from tests.harness.pending import coordination
 
 from .compare import compare_replies
 from .generator import Call, State
 from .known_differences import unexplained
 from .leases import IDS, MAX_TTL_SECONDS, MIN_TTL_SECONDS, LeasePair, lease_call_at
 from .test_random_calls import SEED_VARIABLE
+
+pytestmark = coordination
 
 SECTIONS = 3
 STEPS_PER_SECTION = 500

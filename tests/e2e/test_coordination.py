@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.harness import Client, Server, pb, reference_server, started_pair, wait_until
+from tests.harness.pending import coordination
 
 from .session import Session, unrepeated, without_pokes
+
+pytestmark = coordination
 
 Scenario = Callable[[Session], None]
 Pair = tuple[tuple[Server, Client], tuple[Server, Client]]
