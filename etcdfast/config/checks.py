@@ -1,7 +1,7 @@
 """Checks of a configuration as a whole, in etcd's order and words."""
 
 from etcdfast.config.settings import ELECTION_TIMEOUT_MS_MAX, RETIRED, SETTINGS, field_of
-from etcdfast.config.values import cluster_map, is_ip, quote, split_host_port, split_url
+from etcdfast.config.values import cluster_map, compaction_retention, is_ip, quote, split_host_port, split_url
 
 
 class ConfigError(Exception):
@@ -59,6 +59,13 @@ def check_config(config):
         raise ConfigError(
             f"--election-timeout[{election_ms}ms] is too long, and should be set less than {ELECTION_TIMEOUT_MS_MAX}ms"
         )
+    mode = config.auto_compaction_mode
+    if mode not in ("periodic", "revision"):
+        raise ConfigError(f"unknown auto-compaction-mode {quote(mode)}" if mode else "undefined auto-compaction-mode")
+    try:
+        compaction_retention(mode, config.auto_compaction_retention)
+    except ValueError as err:
+        raise ConfigError(f"error parsing CompactionRetention: {err}") from None
     try:
         cluster_map(config.initial_cluster)
     except ValueError as err:

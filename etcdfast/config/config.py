@@ -3,10 +3,10 @@
 import os
 from collections import namedtuple
 
-from etcdfast.config.settings import FRONTENDS_MAX, GIB, REFUSED, RETIRED, SETTINGS, field_of
-from etcdfast.config.values import cluster_map
+from etcdfast.config.settings import FRONTENDS_MAX, GIB, REFUSED, RENAMED, RETIRED, SETTINGS, field_of
+from etcdfast.config.values import cluster_map, compaction_retention
 
-_FIELDS = [field_of(setting) for setting in SETTINGS if setting.status not in (RETIRED, REFUSED)]
+_FIELDS = [field_of(setting) for setting in SETTINGS if setting.status not in (RETIRED, REFUSED, RENAMED)]
 
 
 class Config(namedtuple("Config", _FIELDS)):
@@ -45,6 +45,17 @@ class Config(namedtuple("Config", _FIELDS)):
     def message_bytes_max(self):
         """Largest gRPC message taken from a client; the 512 KiB leave room for what wraps the request."""
         return self.max_request_bytes + 512 * 1024
+
+    @property
+    def auto_compaction_amount(self):
+        """What auto-compaction keeps, in the mode's unit: nanoseconds or revisions; 0 is off."""
+        return compaction_retention(self.auto_compaction_mode, self.auto_compaction_retention)
+
+    @property
+    def watch_progress_seconds(self):
+        """Time between progress notifications, in etcd's bounds: none given is the default, and 100 ms the least."""
+        interval = self.watch_progress_notify_interval
+        return max(interval, 0.1) if interval > 0 else 600.0
 
     @property
     def request_timeout_seconds(self):

@@ -4,7 +4,7 @@ import platform
 import sys
 
 from etcdfast import version
-from etcdfast.config.settings import BOOL, DURATION, REFUSED, RETIRED, SETTINGS
+from etcdfast.config.settings import BOOL, DURATION, NO_EFFECT, SERVED, SETTINGS
 from etcdfast.config.values import format_duration
 
 USAGE = """Usage:
@@ -38,7 +38,7 @@ def flags_text():
     lines = []
     group = None
     for setting in SETTINGS:
-        if setting.status in (RETIRED, REFUSED):
+        if setting.status not in (SERVED, NO_EFFECT):
             continue
         if setting.group != group:
             group = setting.group

@@ -10,6 +10,8 @@ from etcdfast.config.config import Config
 from etcdfast.config.settings import (
     BY_NAME,
     NO_EFFECT,
+    RENAMED,
+    RENAMED_TO,
     RETIRED,
     SETTINGS,
     field_of,
@@ -130,10 +132,15 @@ def load(arguments, environ, log):
             log.warn("flag is no longer supported - ignoring", flag_name=name)
         elif BY_NAME[name].status == NO_EFFECT:
             log.warn("flag has no effect in etcdfast", flag_name=name)
+        elif BY_NAME[name].status == RENAMED:
+            log.warn("flag has a new name", flag_name=name, new_flag_name=RENAMED_TO[name])
+    for name in RENAMED_TO:
+        if name in given:
+            given[RENAMED_TO[name]] = given.pop(name)  # as in etcd 3.6, the older name counts
     settled = {
         field_of(setting): _parse(setting, given[setting.name]) if setting.name in given else setting.default
         for setting in SETTINGS
-        if setting.status != RETIRED
+        if setting.status not in (RETIRED, RENAMED)
     }
     check_values(settled)
     if "listen-client-urls" in given and "advertise-client-urls" not in given:

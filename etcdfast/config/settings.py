@@ -33,7 +33,8 @@ IGNORED = Kind(values.string, True, False)
 # What a row that is not simply served does: NO_EFFECT settings are accepted and checked, and have nothing
 # to act on in etcdfast; RETIRED ones are flags that etcd itself takes and ignores; REFUSED ones stop the
 # start with their help text, because running on without them would be wrong.
-SERVED, NO_EFFECT, RETIRED, REFUSED = range(4)
+# HIDDEN ones are served and not shown; RENAMED ones are older names of another row (RENAMED_TO).
+SERVED, NO_EFFECT, RETIRED, REFUSED, HIDDEN, RENAMED = range(6)
 
 Setting = namedtuple("Setting", "name kind default group help check status", defaults=(None, SERVED))
 
@@ -71,13 +72,20 @@ def not_negative(setting, value):
         raise ValueError(f"--{setting.name} must not be negative")
 
 
+def positive(setting, value):
+    if value <= 0:
+        raise ValueError(f"--{setting.name} must be >0")
+
+
 def refuse(setting, value):
     if value:
         raise ValueError(setting.help)
 
 
-MEMBER, CLUSTERING, LOGGING, BACKEND = "Member", "Clustering", "Logging", "Backend"
+MEMBER, CLUSTERING, COMPACTION, LOGGING, BACKEND = "Member", "Clustering", "Auto-compaction", "Logging", "Backend"
 UNSAFE, OWN = "Unsafe feature", "etcdfast"
+
+RENAMED_TO = {"experimental-watch-progress-notify-interval": "watch-progress-notify-interval"}
 
 SETTINGS = (
     Setting("name", STRING, "default", MEMBER, "Human-readable name of this member."),
@@ -123,6 +131,13 @@ SETTINGS = (
         not_negative,
     ),
     Setting(
+        "watch-progress-notify-interval",
+        DURATION,
+        600.0,
+        MEMBER,
+        "Time between progress notifications to watchers that asked for them; at least 100ms.",
+    ),
+    Setting(
         "initial-advertise-peer-urls",
         URLS,
         ("http://localhost:2380",),
@@ -150,6 +165,20 @@ SETTINGS = (
         ("http://localhost:2379",),
         CLUSTERING,
         "This member's client URLs as told to clients.",
+    ),
+    Setting(
+        "auto-compaction-mode",
+        STRING,
+        "periodic",
+        COMPACTION,
+        "'periodic' keeps a time (hours without a unit, as in '5m'), 'revision' a number of revisions.",
+    ),
+    Setting(
+        "auto-compaction-retention",
+        STRING,
+        "0",
+        COMPACTION,
+        "What auto-compaction keeps: 0 is off.",
     ),
     Setting("logger", STRING, "zap", LOGGING, "Only 'zap': structured lines.", known_logger),
     Setting(
@@ -223,6 +252,16 @@ SETTINGS = (
         "Frontend processes; 0 follows the cores (one on up to 4, then one per 4 cores).",
         at_most(FRONTENDS_MAX),
     ),
+    Setting(
+        "lease-checkpoint-interval",
+        DURATION,
+        300.0,
+        OWN,
+        "Time between checkpoints of the remaining life of leases that live longer than it.",
+        positive,
+        HIDDEN,
+    ),
+    *(Setting(name, DURATION, 0.0, "Renamed", "", None, RENAMED) for name in RENAMED_TO),
     *(
         Setting(name, IGNORED, "", "Retired", "", None, RETIRED)
         for name in (

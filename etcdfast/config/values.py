@@ -64,11 +64,12 @@ _UNIT_NS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 10**6, "s": 
 _DURATION_NS_MAX = (1 << 63) - 1
 
 
-def duration(text):
-    """Go's duration text ("1h30m", "100ms", "0") as seconds."""
+def duration_ns(text):
+    """Go's duration text ("1h30m", "100ms", "0") as nanoseconds. Raises ValueError in time.ParseDuration's words."""
     sign, rest = (-1, text[1:]) if text[:1] == "-" else (1, text.removeprefix("+"))
     if rest == "0":
-        return 0.0
+        return 0
+    invalid = f"time: invalid duration {quote(text)}"
     total_ns = 0
     while True:
         number_len = len(rest) - len(rest.lstrip("0123456789."))
@@ -76,15 +77,44 @@ def duration(text):
         unit_len = next((i for i, c in enumerate(rest) if c in "0123456789."), len(rest))
         unit, rest = rest[:unit_len], rest[unit_len:]
         whole, _, fraction = number.partition(".")
-        if unit not in _UNIT_NS or "." in fraction or not whole + fraction or len(number) > 40:
-            raise ValueError("parse error")
+        if not whole + fraction or len(number) > 40:
+            raise ValueError(invalid)
+        if "." in fraction or not unit:  # a second point ends the number, with no unit behind it
+            raise ValueError(f"time: missing unit in duration {quote(text)}")
+        if unit not in _UNIT_NS:
+            raise ValueError(f"time: unknown unit {quote(unit)} in duration {quote(text)}")
         total_ns += int(whole or "0") * _UNIT_NS[unit]
         if fraction:
             total_ns += int(fraction) * _UNIT_NS[unit] // 10 ** len(fraction)
         if total_ns > _DURATION_NS_MAX:
-            raise ValueError("parse error")
+            raise ValueError(invalid)
         if not rest:
-            return sign * total_ns / 1e9
+            return sign * total_ns
+
+
+def duration(text):
+    """Go's duration text as seconds."""
+    try:
+        return duration_ns(text) / 1e9
+    except ValueError:
+        raise ValueError("parse error") from None  # all that Go's flag package tells
+
+
+def compaction_retention(mode, text):
+    """What --auto-compaction-retention says in a mode: nanoseconds ("periodic") or revisions ("revision"); 0 is off.
+
+    A plain number means hours or revisions. etcd takes a duration for a number of revisions too (as
+    nanoseconds), so this does. Raises ValueError.
+    """
+    digits = text[1:] if text[:1] in ("-", "+") else text
+    is_count = digits.isdecimal() and digits.isascii() and len(digits) < 40 and int(digits) < 1 << 63
+    if is_count and (text[0] != "-" or int(digits) == 0):
+        amount = int(digits) * (_UNIT_NS["h"] if mode == "periodic" else 1)
+    else:
+        amount = duration_ns(text) if text else 0
+    if not 0 <= amount <= _DURATION_NS_MAX:
+        raise ValueError("value out of range")
+    return amount
 
 
 def format_duration(seconds):

@@ -55,6 +55,9 @@ EXAMPLES = {
     "initial-cluster-state": ("existing", "existing"),
     "initial-cluster-token": ("t", "t"),
     "advertise-client-urls": ("http://h:1,http://h:1", ("http://h:1",)),
+    "watch-progress-notify-interval": ("1m30s", 90.0),
+    "auto-compaction-mode": ("revision", "revision"),
+    "auto-compaction-retention": ("1h30m", "1h30m"),
     "logger": ("zap", "zap"),
     "log-outputs": ("stderr,/tmp/x", ("/tmp/x", "stderr")),
     "log-level": ("debug", "debug"),
@@ -232,6 +235,23 @@ def test_flags_that_cannot_be_read(arguments, text):
         ("--log-format=xml", "unknown log format: xml, supported values json, console"),
         ("--logger=glog", 'unknown logger option "glog"'),
         ("--max-request-bytes=1073741824", "--max-request-bytes must be at most 536870912 (set to 1073741824)"),
+        ("--auto-compaction-mode=", "undefined auto-compaction-mode"),
+        ("--auto-compaction-mode=period", 'unknown auto-compaction-mode "period"'),
+        (
+            "--auto-compaction-retention=-1",
+            'error parsing CompactionRetention: time: missing unit in duration "-1"',
+        ),
+        (
+            "--auto-compaction-mode=revision --auto-compaction-retention=x",
+            'error parsing CompactionRetention: time: invalid duration "x"',
+        ),
+        (
+            "--auto-compaction-retention=5y",
+            'error parsing CompactionRetention: time: unknown unit "y" in duration "5y"',
+        ),
+        ("--auto-compaction-retention=-5m", "error parsing CompactionRetention: value out of range"),
+        ("--auto-compaction-retention=3000000", "error parsing CompactionRetention: value out of range"),
+        ("--lease-checkpoint-interval=0", "--lease-checkpoint-interval must be >0"),
         ("--frontends=65", "--frontends must be at most 64 (set to 65)"),
         ("--grpc-keepalive-timeout=-1s", "--grpc-keepalive-timeout must not be negative"),
     ],
@@ -283,6 +303,44 @@ def test_variables():
 
 def test_the_last_of_equal_flags_counts():
     assert read("--name=a", "--name=b").name == "b"
+
+
+@pytest.mark.parametrize(
+    "mode, text, amount",
+    [
+        ("periodic", "0", 0),
+        ("periodic", "", 0),
+        ("periodic", "-0", 0),
+        ("periodic", "1", 3600 * 10**9),
+        ("periodic", "+2", 7200 * 10**9),
+        ("periodic", "1h30m", 5400 * 10**9),
+        ("periodic", "500ms", 500 * 10**6),
+        ("revision", "1000", 1000),
+        ("revision", "010", 10),
+        ("revision", "1us", 1000),  # as etcd has it
+    ],
+)
+def test_what_auto_compaction_keeps(mode, text, amount):
+    config = read(f"--auto-compaction-mode={mode}", f"--auto-compaction-retention={text}")
+    assert config.auto_compaction_amount == amount
+
+
+def test_the_older_name_of_a_setting():
+    notices = Notices()
+    name = "experimental-watch-progress-notify-interval"
+    config = load([f"--{name}=5s", "--watch-progress-notify-interval=7s"], {}, notices)
+    assert config.watch_progress_notify_interval == config.watch_progress_seconds == 5
+    assert ("warn", "flag has a new name", {"flag_name": name, "new_flag_name": name[13:]}) in notices.lines
+    assert read(ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL="1ms").watch_progress_seconds == 0.1
+    assert read("--watch-progress-notify-interval=-1s").watch_progress_seconds == 600
+    with pytest.raises(UsageError, match=f"-{name}: parse error"):
+        read(f"--{name}=5")
+
+
+def test_a_hidden_setting_is_served():
+    assert read().lease_checkpoint_interval == 300
+    assert read("--lease-checkpoint-interval=1s").lease_checkpoint_interval == 1
+    assert "lease-checkpoint-interval" not in flags_text()
 
 
 def test_a_config_travels_as_json():
