@@ -19,6 +19,7 @@ from etcdfast.apply.waitlines import (
     kv_messages,
     need_key,
     parsed,
+    still_ours,
     wait_for_turn,
     waiter_key,
 )
@@ -43,7 +44,10 @@ def lock(services, call, payload):
     del answer, owner
     try:
         call.check()
-        if not is_first:
+        if is_first:
+            if not still_ours(services.space, key, revision):
+                raise Refused(EXPIRED)  # in the very turn that made it
+        else:
             ours = True
             if not (yield from wait_for_turn(services.space, prefix, key, revision)):
                 raise Refused(EXPIRED)

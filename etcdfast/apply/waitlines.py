@@ -58,11 +58,16 @@ def compare_created(request, key, revision):
     compare.create_revision = revision
 
 
+def still_ours(space, key, revision):
+    """Whether `key` is the one that was created at `revision`."""
+    state = space.get(key)
+    return state is not None and state[0] == revision
+
+
 def wait_for_turn(space, prefix, key, revision):
     """Wait until no key below `prefix` is older than ours. False when ours has vanished. Errors: Gone."""
     while True:
-        state = space.get(key)
-        if state is None or state[0] != revision:
+        if not still_ours(space, key, revision):
             return False
         ahead = space.last_created(prefix, revision - 1)
         if ahead is None:
@@ -74,8 +79,7 @@ def wait_for_turn(space, prefix, key, revision):
 def give_up(space, key, revision, method, request):
     """Take our key out of the line, for nobody; what fails for good ends with its lease."""
     for _ in range(GIVE_UP_ATTEMPTS):
-        state = space.get(key)
-        if state is None or state[0] != revision:
+        if not still_ours(space, key, revision):
             return
         status, _ = yield Proposal(method, request, True)
         if status not in _AGAIN:
