@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etcdfast.api.pb.kv_pb2 import KeyValue
+from etcdfast.api.pb.kv_pb2 import Event, KeyValue
 from etcdfast.api.pb.rpc_pb2 import (
     NOSPACE,
     AlarmRequest,

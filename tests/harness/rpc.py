@@ -28,6 +28,14 @@ _OPTIONS = (
 )
 
 
+def channel_options(window_bytes: int | None = None) -> list[tuple[str, int]]:
+    """The options of every channel of the tests; `window_bytes` pins the flow-control window of a stream."""
+    options = list(_OPTIONS)
+    if window_bytes is not None:
+        options += [("grpc.http2.lookahead_bytes", window_bytes), ("grpc.http2.bdp_probe", 0)]
+    return options
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One RPC: its path and its two message classes."""
@@ -142,7 +150,7 @@ class Client:
     def __init__(self, endpoint: str, timeout_seconds: float = 30.0) -> None:
         self.endpoint = endpoint
         self.timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(endpoint, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(endpoint, options=channel_options())
         self._calls = {
             name: self._channel.unary_unary(method.path, request_serializer=_serialize, response_deserializer=None)
             for name, method in METHODS.items()
