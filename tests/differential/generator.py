@@ -103,7 +103,7 @@ def _prefix_end(key: bytes) -> bytes:
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\x00"
 
 
-def _interval(rng: random.Random) -> tuple[bytes, bytes]:
+def interval(rng: random.Random) -> tuple[bytes, bytes]:
     """(key, range_end) in every form there is, reversed and empty ones too."""
     key = _key(rng)
     roll = rng.random()
@@ -155,7 +155,7 @@ def _bound(rng: random.Random, state: State) -> int:
 
 
 def _range(rng: random.Random, state: State, *, in_txn: bool = False) -> Request:
-    key, range_end = _interval(rng)
+    key, range_end = interval(rng)
     request = pb.RangeRequest(key=key, range_end=range_end)
     if rng.random() < 0.4:
         request.limit = rng.choice((1, 1, 2, 3, 5, 10, 1000, -1, INT64_MAX, INT64_MAX - 1, INT64_MIN))
@@ -199,7 +199,7 @@ def _put(rng: random.Random, state: State) -> Request:
 
 
 def _delete(rng: random.Random, state: State) -> Request:
-    key, range_end = _interval(rng)
+    key, range_end = interval(rng)
     if range_end and rng.random() < 0.6:
         range_end = b""  # wide deletes are kept rare, or the store would be empty most of the time
     return pb.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=rng.random() < 0.4)
@@ -223,7 +223,7 @@ def _compare(rng: random.Random, state: State) -> Request:
     elif union == 4:
         compare.lease = rng.choice((0, 0, 0, 1, -1))
     if rng.random() < 0.2:
-        key, range_end = _interval(rng)
+        key, range_end = interval(rng)
         compare.key, compare.range_end = key, range_end
     return compare
 
