@@ -36,10 +36,9 @@ class History:
     def __init__(self, server: Server, seed: int) -> None:
         self.server = server
         self.rng = random.Random(seed)
-        self.is_etcd = server.kind == "etcd"
         self.model = ReplayModel()
         self.checker = Checker(model=self.model)
-        self.followers = Followers(server, skip_compacted=self.is_etcd)
+        self.followers = Followers(server)
         self.killed: Counter[str] = Counter()
 
     def round(self, number: int) -> None:
@@ -53,7 +52,7 @@ class History:
         answers = rng.randint(40, 300)
         for part in range(1, 4):
             load.wait_answers(answers * part // 3)
-            followers.churn(rng, progress=not self.is_etcd)
+            followers.churn(rng)
             if part == 2 and number % COMPACT_EVERY == COMPACT_EVERY - 1:
                 self._compact()
         what, pids = choose(self.server, rng)
@@ -66,14 +65,14 @@ class History:
         self.server.start()
         with self.server.client() as client:
             self.checker.after_restart(client, answered, unanswered)
-        followers.check(self.model.replay, headers=not self.is_etcd)
+        followers.check(self.model.replay)
 
     def finish(self) -> None:
         """A last time from where each one stopped, to the end: all of it."""
         self.followers.connect()
         self.followers.wait_for_all(self.model.replay)
         self.followers.collect(ended=False)
-        self.followers.check(self.model.replay, through=self.model.current, headers=not self.is_etcd)
+        self.followers.check(self.model.replay, through=self.model.current)
 
     def _compact(self) -> None:
         """Never above the last round's revision, so this round's writes can still be read one by one."""

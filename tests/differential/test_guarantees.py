@@ -48,13 +48,13 @@ def _record(replay: Replay, *, progress_after: int = 0, **fields: Any) -> Record
 
 def test_a_true_record_keeps_every_guarantee() -> None:
     replay = _replay()
-    check_all(_record(replay, progress_after=5), replay, through=LAST, headers=True)
+    check_all(_record(replay, progress_after=5), replay, through=LAST)
     for kind in (NOPUT, NODELETE):
         check_all(_record(replay, filters=[kind]), replay, through=LAST)
     # All of it in one response, as catching up may do.
     record = _record(replay)
     joined = pb.WatchResponse(header=pb.ResponseHeader(revision=LAST), events=list(record.events))
-    check_all(Record(record.request, record.created, [joined]), replay, through=LAST, headers=True)
+    check_all(Record(record.request, record.created, [joined]), replay, through=LAST)
 
 
 def test_prev_kv_may_be_missing_below_the_compaction_and_a_needed_start_may_be_refused() -> None:
@@ -98,6 +98,20 @@ def _split(record: Record) -> None:
 
 def _half_a_revision(record: Record) -> None:
     del record.responses[1].events[1]
+
+
+def test_etcd_may_forget_prev_kv_in_the_events_before_a_cancellation() -> None:
+    replay = _replay()
+    record = _record(replay)
+    for event in record.responses[-2].events:
+        event.ClearField("prev_kv")
+    record.responses.append(pb.WatchResponse(canceled=True, header=pb.ResponseHeader(revision=LAST)))
+    check_all(record, replay, etcd=True)
+    with pytest.raises(Violation, match="not prev_kv"):
+        check_all(record, replay)
+    record.responses[1].events[0].ClearField("prev_kv")
+    with pytest.raises(Violation, match="not prev_kv"):
+        check_all(record, replay, etcd=True)
 
 
 def _lost(record: Record) -> None:

@@ -134,6 +134,7 @@ class WatchStream:
         self._falsify = falsify
         self._unanswered: deque[Watch] = deque()  # creations are answered in order
         self._open: dict[int, Watch] = {}
+        self._compacted: set[int] = set()
         self.watches: list[Watch] = []
         self.progress_responses: list[Any] = []
         self.strays: list[Any] = []
@@ -305,11 +306,15 @@ class WatchStream:
         else:
             watch = self._open.get(response.watch_id)
             if watch is None:
-                self.strays.append(response)
+                # A cancellation for compaction may cross one by request; etcd answers that as well.
+                if not (response.canceled and response.watch_id in self._compacted):
+                    self.strays.append(response)
                 return
             watch._file(response)
             if response.canceled:
                 del self._open[response.watch_id]
+                if response.compact_revision:
+                    self._compacted.add(response.watch_id)
 
     def _file_created(self, response: Any) -> None:
         if not self._unanswered:
