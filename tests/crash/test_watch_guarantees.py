@@ -24,7 +24,7 @@ from .test_kill9 import ROUNDS_VARIABLE, SEED_VARIABLE
 from .victims import choose
 from .workload import Load
 
-ROUNDS = 7
+ROUNDS = 6
 COMPACT_EVERY = 3
 # The name of 3.5; newer releases dropped the prefix, etcdfast knows both.
 FLAGS = ["--experimental-watch-progress-notify-interval", "100ms"]
