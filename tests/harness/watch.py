@@ -7,7 +7,6 @@ can be stopped (`pause`), which closes the flow-control window on the server: a 
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -16,23 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
-import pytest
 
 from . import pb
 from .rpc import Client, Reply, channel_options
-from .servers import target_name
 from .wait import WaitTimeout
 
 PATH = "/etcdserverpb.Watch/Watch"
 NOPUT = pb.WatchCreateRequest.NOPUT
 NODELETE = pb.WatchCreateRequest.NODELETE
 STREAM_WIDE = -1  # watch_id of answers that concern all watches of the stream, and of refusals
-
-# Remove when the target serves Watch.
-needs_watch = pytest.mark.skipif(
-    target_name() == "etcdfast" and not os.environ.get("ETCDFAST_TEST_WATCH"),
-    reason="etcdfast does not serve Watch yet; ETCDFAST_TEST_WATCH=1 tries",
-)
 
 # Passes a response through, changes it, or drops it (None): for tests of the tests.
 Falsify = Callable[[Any], Any]
