@@ -23,6 +23,8 @@ _ID = re.compile(rb"(?<![0-9a-z])(?:[0-9a-f]{14,16}|[0-9]{17,19})(?![0-9a-z])")
 _SAME_IDS = {14841639068965178418, 10276657743932975437}
 _REMAINING = re.compile(rb'(granted\((\d+)s\), remaining\(|"ttl":|"TTL" : )(\d+)')
 _DECIMAL_DIGITS = 17
+# A client told to stop while a call of its own waits may log that it gave the call up, or end before it does.
+_GIVEN_UP = re.compile(rb'(?m)^\{"level":"warn"[^\n]*context canceled[^\n]*\n')
 
 
 class Running:
@@ -72,8 +74,11 @@ class Running:
 
     def interrupt(self) -> Result:
         """Control-C, and wait for its end."""
-        self._process.send_signal(signal.SIGINT)
+        self.signal()
         return self.ended()
+
+    def signal(self) -> None:
+        self._process.send_signal(signal.SIGINT)
 
     def ended(self) -> Result:
         code = self._process.wait(TIMEOUT_SECONDS)
@@ -121,8 +126,11 @@ class Session:
 
     def interrupt(self, running: Running, tidy: Callable[[bytes], bytes] = bytes) -> Result:
         """End a command by control-C; `tidy` takes out what may come any number of times."""
-        running._process.send_signal(signal.SIGINT)
-        return self.finish(running, tidy)
+        running.signal()
+        result = self.finish(running, tidy)
+        shown, noted = self.transcript.pop()
+        self.transcript.append((shown, Result(noted.code, noted.stdout, _GIVEN_UP.sub(b"", noted.stderr))))
+        return result
 
     def finish(self, running: Running, tidy: Callable[[bytes], bytes] = bytes) -> Result:
         """Wait for a command that ends by itself now."""
