@@ -53,6 +53,7 @@ EXTENSIONS = {
     "watchhub": [],  # watches: streams, groups, delivery, progress
     "applyloop": [],  # the turn of the apply process: rings in, answers out
     "loadh2": ["nghttp2"],  # HTTP/2 client of the load generator
+    "loadstm": [],  # software transactions of the load generator
     "loadgen": ["nghttp2"],  # HTTP/2 load generator of etcdfast-bench
 }
 

@@ -8,7 +8,8 @@ from etcdfast._ext.loadsys cimport (
     __ATOMIC_RELAXED, TFD_TIMER_ABSTIME, __atomic_fetch_add, __atomic_load_n, itimerspec, timerfd_settime,
 )
 from etcdfast._ext.loadtypes cimport (
-    CLIENT_DONE, CLIENT_INFLIGHT, CLIENT_LIMITED, CLIENT_READY, READ_WATCH, Client, Conn, Load, mix64,
+    CLIENT_DONE, CLIENT_INFLIGHT, CLIENT_LIMITED, CLIENT_READY, READ_WATCH, STEP_BEGIN, STEP_UNLOCK, Client, Conn, Load,
+    mix64,
 )
 
 
@@ -113,6 +114,14 @@ cdef inline void lose_request(Load* g, int32_t i, int32_t code, const uint8_t* t
             g.running -= 1
     elif client.state == CLIENT_INFLIGHT:
         count_error(g, code, text, text_bytes)
+        if client.stm != NULL:
+            # others wait for the lock: give it back, unless just that has failed
+            if client.stm.locked and client.stm.step != STEP_UNLOCK:
+                client.stm.failed = 1
+                client.stm.step = STEP_UNLOCK
+                push_ready(g, i)
+                return
+            client.stm.step = STEP_BEGIN
         settle(g, i, now)
 
 

@@ -23,6 +23,9 @@ class Generator:
     `latency_by_number` the n-th event of a watcher is that of request n (histograms 2 and 3). A connection
     is replaced by a new one when its stream ids pass `stream_ids_max`.
 
+    `stm`: clients run transactions instead (isolation, lock, keys, keys of a transaction, how many it
+    writes; numbers of loadtypes); the methods are then Txn, Range, DeleteRange, Watch, Lock, Unlock.
+
     Errors: ValueError for shapes that do not fit, OSError when epoll cannot be had.
     """
 
@@ -67,6 +70,7 @@ class Generator:
         latency_by_number: bool = False,
         lease_base: int = 0,
         ttl_end_ns: int = 0,
+        stm: tuple[int, int, int, int, int] | tuple[()] = (),
     ) -> None: ...
     def poll(self, slice_ns: int) -> None: ...
     def hold(self, on: bool) -> None: ...

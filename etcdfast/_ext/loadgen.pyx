@@ -19,6 +19,7 @@ from etcdfast._ext.loadclients cimport (
 )
 from etcdfast._ext.loadh2 cimport h2_fill, h2_receive, h2_start, h2_stop
 from etcdfast._ext.loadrequest cimport LEASE_ID_BYTES, STAMP_BYTES
+from etcdfast._ext.loadstm cimport stm_free, stm_new
 from etcdfast._ext.loadsys cimport (
     AF_UNIX, CLOCK_MONOTONIC, CLOCK_REALTIME, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
     EPOLL_CTL_MOD, IPPROTO_TCP, MSG_NOSIGNAL, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR,
@@ -31,7 +32,7 @@ from etcdfast._ext.loadtypes cimport (
     CONN_DRAINING, CONN_HANDSHAKE, CONN_IDLE, CONN_OPEN, Client, Conn, END_COMPRESSION, END_DRAINED, END_EOF,
     END_ERRNO, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_OVERLOAD, ERRORS_MAX, EVENTS_MAX, Endpoint,
     ErrorRow, GRPC_UNAVAILABLE, HEADERS_MAX, Histogram, INPUT_BYTES, KEPT_BYTES_MAX, KINDS, KIND_CREATE, Load,
-    METHODS_MAX, Method, PATH_BYTES_MAX, PUTS_KEPT_MAX, READ_NOTHING, READ_RENEWAL, READ_WATCH, SECONDS_MAX, Second,
+    METHODS_MAX, Method, PATH_BYTES_MAX, PUTS_KEPT_MAX, READ_NOTHING, READ_RENEWAL, READ_STM, STM_KEYS_MAX, STM_SNAPSHOT, READ_WATCH, SECONDS_MAX, Second,
     StreamSlot, TIMER_EVENT, Template, Watcher, mix64,
 )
 
@@ -52,7 +53,7 @@ cdef class Generator:
                   uint32_t load_kinds=1, uint32_t load_conns=0, bint renewing=False, bint held=False,
                   list streams=[], uint32_t watchers_each=0, uint32_t stream_conn=0,
                   object key_numbers=None, bint stamped=False, bint latency_by_number=False,
-                  int64_t lease_base=0, int64_t ttl_end_ns=0):
+                  int64_t lease_base=0, int64_t ttl_end_ns=0, tuple stm=()):
         cdef uint32_t i, at, slots
         cdef uint32_t stream_count = <uint32_t>len(streams)
         cdef uint32_t everyone = clients + stream_count
@@ -143,6 +144,8 @@ cdef class Generator:
             self.load.clients[i].conn = i % load_conns
             self.load.clients[i].reads = READ_RENEWAL if renewing else READ_NOTHING
             self.load.clients[i].held = held
+        if stm:
+            self._set_stm(stm)
         for i in range(stream_count):
             at = clients + i
             self.load.stream_numbers[i] = streams[i]
@@ -200,6 +203,7 @@ cdef class Generator:
             for i in range(self.load.client_count):
                 free(self.load.clients[i].body)
                 free(self.load.clients[i].content)
+                stm_free(&self.load.clients[i])
         for k in range(METHODS_MAX):
             free(self.load.methods[k].path)
         for k in range(KINDS):
@@ -228,6 +232,24 @@ cdef class Generator:
             close(self.load.timer_fd)
         if self.shared_held:
             PyBuffer_Release(&self.shared)
+
+    cdef int _set_stm(self, tuple stm) except -1:
+        cdef int isolation, lock
+        cdef uint64_t keys
+        cdef uint32_t keys_each, writes, i
+        isolation, lock, keys, keys_each, writes = stm
+        if keys_each > STM_KEYS_MAX or keys_each > keys or writes > keys_each or isolation > STM_SNAPSHOT:
+            raise ValueError("a transaction that cannot be")
+        self.load.stm_isolation = isolation
+        self.load.stm_lock = lock
+        self.load.stm_keys = keys
+        self.load.stm_keys_each = keys_each
+        self.load.stm_writes = writes
+        for i in range(self.load.load_clients):
+            self.load.clients[i].reads = READ_STM
+            if stm_new(&self.load, <int32_t>i) < 0:
+                raise MemoryError()
+        return 0
 
     cdef int _set_method(self, Method* m, bytes path) except -1:
         if len(path) > PATH_BYTES_MAX:

@@ -12,9 +12,12 @@ from libc.string cimport memcmp, memcpy, memset
 
 from etcdfast._ext.loadclients cimport fail_request, lose_request, mark_dirty, push_ready, settle
 from etcdfast._ext.loadread cimport keep_content, on_message
-from etcdfast._ext.loadrequest cimport fill_message, header_block, header_block_bound
+from etcdfast._ext.loadrequest cimport fill_message, header_block, header_block_bound, message_bytes_of, method_of
 from etcdfast._ext.loadstats cimport record_latency
-from etcdfast._ext.loadstream cimport leave_stream, output_room, slot_find, slot_put, window_update
+from etcdfast._ext.loadstm cimport stm_answered, stm_build
+from etcdfast._ext.loadstream cimport (
+    LEAVE_FINISHED, LEAVE_RESET, LEAVE_SILENT, leave_stream, output_room, slot_find, slot_put, window_update,
+)
 from etcdfast._ext.loadtypes cimport (
     BLOCK_TOTAL_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONN_DRAINING, CONN_HANDSHAKE, CONN_OPEN, Client, Conn,
     END_COMPRESSION, END_DRAINED, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_PROTOCOL, ERROR_TEXT_BYTES,
@@ -22,7 +25,7 @@ from etcdfast._ext.loadtypes cimport (
     FLAG_PRIORITY, FRAME_BYTES_MAX, FRAME_CONTINUATION, FRAME_DATA, FRAME_GOAWAY, FRAME_HEADERS, FRAME_PING,
     FRAME_PUSH_PROMISE, FRAME_RST_STREAM, FRAME_SETTINGS, FRAME_WINDOW_UPDATE, GRPC_CANCELLED, GRPC_INTERNAL,
     GRPC_NOT_FOUND, GRPC_RESOURCE_EXHAUSTED, GRPC_STATUS_MISSING, GRPC_UNAVAILABLE, GRPC_UNIMPLEMENTED,
-    GRPC_UNKNOWN, KEPT_BYTES_MAX, Load, MEMOS, Memo, OUT_HIGH_BYTES, READ_NOTHING, READ_WATCH, StreamSlot, TABLE_EMPTY,
+    GRPC_UNKNOWN, KEPT_BYTES_MAX, Load, MEMOS, Memo, OUT_HIGH_BYTES, READ_NOTHING, READ_WATCH, STEP_WAIT, StreamSlot, TABLE_EMPTY,
     TABLE_RESIZED, load_be32, nghttp2_hd_inflater, store_be32, store_frame_head,
 )
 
@@ -131,7 +134,7 @@ cdef void finish(Load* g, Conn* c, int32_t i, int32_t grpc_status, const uint8_t
                  int64_t now) noexcept nogil:
     """The peer ended client i's stream: judge the answer."""
     cdef Client* client = &g.clients[i]
-    leave_stream(g, c, i, True)
+    leave_stream(g, c, i, LEAVE_FINISHED)
     if client.http_status != 200:
         fail_http(g, i, client.http_status, now)
     elif grpc_status == GRPC_STATUS_MISSING:
@@ -148,6 +151,11 @@ cdef void finish(Load* g, Conn* c, int32_t i, int32_t grpc_status, const uint8_t
         fail_request(g, i, GRPC_INTERNAL, "the stream ended within a message", now)
     elif client.messages != 1 and not g.streaming:
         fail_request(g, i, GRPC_INTERNAL, "a unary call was not answered by exactly one message", now)
+    elif client.stm != NULL:
+        if client.stm.step == STEP_WAIT:
+            fail_request(g, i, GRPC_UNAVAILABLE, "the server ended a watch of a lock", now)
+        else:
+            stm_answered(g, i, now)
     else:
         record_latency(g, client, now)
         if g.put_done_ns != NULL:
@@ -180,7 +188,7 @@ cdef int open_stream(Load* g, Conn* c, int32_t i) noexcept nogil:
     if c.next_stream_id > g.stream_ids_max:
         c.state = CONN_DRAINING
     p = c.out + c.out_bytes
-    end = header_block(g, c, g.templates[client.kind].method, p + 9)
+    end = header_block(g, c, method_of(g, client), p + 9)
     store_frame_head(p, <uint32_t>(end - p - 9), FRAME_HEADERS, FLAG_END_HEADERS, client.stream_id)
     c.out_bytes += <uint32_t>(end - p)
     return 0
@@ -189,9 +197,12 @@ cdef int open_stream(Load* g, Conn* c, int32_t i) noexcept nogil:
 cdef int send_request(Load* g, Conn* c, int32_t i) noexcept nogil:
     """Send client i's request, on its open stream or a new one; DATA as far as flow control lets it."""
     cdef Client* client = &g.clients[i]
-    cdef uint32_t message_bytes = g.templates[client.kind].message_bytes
+    cdef uint32_t message_bytes
     cdef uint8_t* p
     cdef int rc
+    if client.stm != NULL:
+        stm_build(g, client)
+    message_bytes = message_bytes_of(g, client)
     client.state = CLIENT_INFLIGHT
     client.fault = FAULT_NONE
     client.next = -1
@@ -407,6 +418,11 @@ cdef int on_data(Load* g, Conn* c, const uint8_t* p, size_t n, int64_t now) noex
                     rc = on_message(g, i, p, part, now)
                 if rc < 0:
                     return rc
+                if rc > 0:
+                    # a stream that would stay open has told what it was opened for
+                    leave_stream(g, c, i, LEAVE_RESET)
+                    stm_answered(g, i, now)
+                    return 0
             p += part
             n -= part
             if client.message_left == 0:
@@ -587,7 +603,7 @@ cdef void on_reset(Load* g, Conn* c, int32_t i, uint32_t code, int64_t now) noex
     elif code == 11:
         status = GRPC_RESOURCE_EXHAUSTED
     snprintf(text, sizeof(text), "stream terminated by RST_STREAM with HTTP/2 error code %u", code)
-    leave_stream(g, c, i, False)
+    leave_stream(g, c, i, LEAVE_SILENT)
     fail_request(g, i, status, text, now)
 
 
@@ -600,7 +616,7 @@ cdef void on_goaway(Load* g, Conn* c, uint32_t last_stream_id) noexcept nogil:
     for i in range(<int32_t>g.client_count):
         if g.clients[i].conn != k or g.clients[i].stream_id <= last_stream_id:
             continue
-        leave_stream(g, c, i, True)
+        leave_stream(g, c, i, LEAVE_FINISHED)
         if g.clients[i].state == CLIENT_INFLIGHT:
             push_ready(g, i)
     mark_dirty(g, c)

@@ -8,8 +8,9 @@ from etcdfast._ext.loadclients cimport settle
 from etcdfast._ext.loadstats cimport count_error, record_latency
 from etcdfast._ext.loadtypes cimport (
     CLIENT_INFLIGHT, CONTENT_BYTES_MAX, END_MEMORY, END_MESSAGE, FAULT_EXPIRED, GRPC_NOT_FOUND, READ_RENEWAL,
-    READ_WATCH, Client, Load,
+    READ_STM, READ_WATCH, Client, Load,
 )
+from etcdfast._ext.loadstm cimport stm_message
 from etcdfast._ext.loadwatch cimport watch_message
 from etcdfast._ext.wire cimport WIRE_MORE, wire_cursor, wire_field, wire_next
 
@@ -62,9 +63,11 @@ cdef inline int renewal_message(Load* g, int32_t i, const uint8_t* p, size_t n, 
 
 
 cdef inline int on_message(Load* g, int32_t i, const uint8_t* p, size_t n, int64_t now) noexcept nogil:
-    """A whole message of client i's answer; 0, or END_* when the connection cannot go on."""
+    """A whole message of client i's answer; 0, 1 (see stm_message), or END_* when the connection cannot go on."""
     if g.clients[i].reads == READ_WATCH:
         return watch_message(g, i, p, n, now)
     if g.clients[i].reads == READ_RENEWAL:
         return renewal_message(g, i, p, n, now)
+    if g.clients[i].reads == READ_STM:
+        return stm_message(g, &g.clients[i], p, n)
     return 0

@@ -14,9 +14,17 @@ cdef enum:
     STAMP_BYTES = 8
 
 
+cdef inline uint32_t method_of(Load* g, Client* client) noexcept nogil:
+    return client.stm.method if client.stm != NULL else g.templates[client.kind].method
+
+
+cdef inline uint32_t message_bytes_of(Load* g, Client* client) noexcept nogil:
+    return client.stm.request_bytes if client.stm != NULL else g.templates[client.kind].message_bytes
+
+
 cdef inline uint32_t header_block_bound(Load* g, Client* client, Endpoint* e) noexcept nogil:
     """Bytes that header_block takes at most."""
-    return 16 + g.methods[g.templates[client.kind].method].path_bytes + max(e.entering_bytes, e.plain_bytes)
+    return 16 + g.methods[method_of(g, client)].path_bytes + max(e.entering_bytes, e.plain_bytes)
 
 
 cdef inline uint8_t* header_block(Load* g, Conn* c, uint32_t method, uint8_t* p) noexcept nogil:
@@ -109,6 +117,9 @@ cdef inline void fill_message(Load* g, int64_t client_index, Client* client, uin
     cdef uint64_t r, number
     cdef int64_t lease
     cdef uint32_t k
+    if client.stm != NULL:
+        memcpy(message, client.stm.request, client.stm.request_bytes)
+        return
     memcpy(message, t.message, t.message_bytes)
     if t.lease_at:
         lease = g.lease_base + (client_index if t.lease_of_client else client.index)

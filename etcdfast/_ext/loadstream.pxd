@@ -11,6 +11,12 @@ from etcdfast._ext.loadtypes cimport (
 )
 
 
+cdef enum:
+    LEAVE_SILENT
+    LEAVE_FINISHED
+    LEAVE_RESET
+
+
 cdef inline void slot_put(Conn* c, uint32_t stream_id, int32_t i) noexcept nogil:
     cdef uint32_t at = (stream_id >> 1) & c.slots_mask
     while c.slots[at].stream_id:
@@ -88,14 +94,16 @@ cdef inline int window_update(Load* g, Conn* c, uint32_t stream_id, uint32_t byt
     return 0
 
 
-cdef inline void leave_stream(Load* g, Conn* c, int32_t i, bint reset) noexcept nogil:
+cdef inline void leave_stream(Load* g, Conn* c, int32_t i, int reset) noexcept nogil:
     """Take client i off its stream; what it still had to send is dropped.
 
-    With `reset`, a stream still open on our side is reset (not in answer to a reset: RFC 9113 5.4.2).
+    LEAVE_RESET resets it, LEAVE_FINISHED only if it is still open on our side; a reset is not answered by
+    one (RFC 9113 5.4.2): LEAVE_SILENT.
     """
     cdef Client* client = &g.clients[i]
     cdef int32_t at, before
-    cdef bint unfinished = reset and (client.held or client.body != NULL)
+    cdef bint unfinished = client.held or client.body != NULL
+    unfinished = reset == LEAVE_RESET or reset == LEAVE_FINISHED and unfinished
     slot_drop(c, client.stream_id)
     c.active -= 1
     if c.data_client == i:

@@ -11,6 +11,7 @@
 # loadclients  the closed loop: next request, rate, whose turn it is
 # loadrequest  the bytes of a request: header block, message
 # loadwatch    WatchResponses: events counted, their order checked
+# loadstm      transactions of several calls
 # loadread     what becomes of the messages of an answer
 # loadstream   streams and output of a connection
 # loadh2       HTTP/2 without I/O
@@ -29,6 +30,9 @@ cdef enum:
     ERRORS_MAX = 64              # distinct errors told apart; the rest share the last row
     ERROR_TEXT_BYTES = 240
     MEMOS = 4                    # a unary response has two header blocks; two more for errors
+    STM_KEYS_MAX = 1024          # of a transaction; servers take 128 by default
+    STM_KEY_BYTES = 16
+    STM_LOCK_KEY_BYTES_MAX = 256
     ADDRESS_BYTES_MAX = 128      # sizeof(struct sockaddr_storage)
     BLOCK_BYTES_MAX = 4096       # one request's header block, full form
     PATH_BYTES_MAX = 512
@@ -54,6 +58,38 @@ cdef enum:
     READ_NOTHING                 # only counted
     READ_WATCH                   # WatchResponses of a stream that stays open
     READ_RENEWAL                 # LeaseKeepAliveResponse: the lease must live
+    READ_STM                     # answers to the steps of a transaction
+
+cdef enum:
+    STM_READ_COMMITTED
+    STM_REPEATABLE_READS
+    STM_SERIALIZABLE
+    STM_SNAPSHOT
+
+cdef enum:
+    STM_LOCK_NONE
+    STM_LOCK_CLIENT              # concurrency.Mutex
+    STM_LOCK_RPC                 # v3lock
+
+cdef enum:
+    # methods of an stm load, in this order
+    STM_TXN
+    STM_RANGE
+    STM_DELETE
+    STM_WATCH
+    STM_LOCK
+    STM_UNLOCK
+
+cdef enum:
+    STEP_BEGIN                   # nothing done yet
+    STEP_LOCK                    # v3lock's Lock
+    STEP_ACQUIRE                 # put the own lock key, see who is first
+    STEP_QUEUE                   # who is directly before us
+    STEP_WAIT                    # until that key is deleted
+    STEP_OWNED                   # does the own key still live
+    STEP_FETCH
+    STEP_COMMIT
+    STEP_UNLOCK
 
 cdef enum:
     FAULT_NONE = 0
@@ -165,6 +201,32 @@ ctypedef struct Watcher:
     uint8_t in_fragment          # its last response said that more of the same revision follows
 
 
+ctypedef struct Stm:
+    # The transaction of one client.
+    uint64_t* keys               # owned: Load.stm_keys_each numbers, all different
+    int64_t* revisions           # owned: mod_revision of each, as read
+    uint32_t fetched             # keys read so far
+    int64_t base_revision        # of the first read of this attempt
+    int64_t own_revision         # create revision of the lock key
+    uint8_t step                 # STEP_*
+    uint8_t method               # STM_*
+    uint8_t locked               # the lock key may exist
+    uint8_t failed               # counted as an error already; only the lock is left to give back
+    uint8_t committed            # of the step's answer: succeeded
+    uint8_t waited_gone          # of the step's answer: the key before us was deleted
+    uint32_t found               # of the step's answer: keys of its last range
+    int64_t found_create         # of the first of them
+    int64_t found_own            # create revision of the own lock key, when it was there before
+    int64_t header_revision
+    uint8_t lock_key[256]
+    uint32_t lock_key_bytes
+    uint8_t other_key[256]       # the lock key directly before ours
+    uint32_t other_key_bytes
+    uint8_t* request             # owned
+    uint32_t request_bytes
+    uint32_t request_capacity
+
+
 ctypedef struct Client:
     int64_t index                # number of its request, 0-based over all processes
     int64_t start_ns             # CLOCK_MONOTONIC; latency runs from here
@@ -191,6 +253,7 @@ ctypedef struct Client:
     uint32_t content_bytes
     uint32_t content_capacity
     uint32_t created             # watchers the server has confirmed
+    Stm* stm                     # owned; NULL: requests come from templates
     Watcher* watchers            # of a watch stream, by watch id: Load.watchers_each rows
 
 
@@ -323,6 +386,11 @@ ctypedef struct Load:
     bint started
     bint streams_started
     bint aborted                 # no connection for dial_timeout
+    int stm_isolation            # STM_READ_COMMITTED ..
+    int stm_lock                 # STM_LOCK_*
+    uint64_t stm_keys            # different keys in all
+    uint32_t stm_keys_each       # of a transaction
+    uint32_t stm_writes          # how many of them it writes
     bint holding                 # poll its whole slice, whoever runs
     bint streaming
     bint sequential

@@ -17,6 +17,7 @@ from etcdfast.bench.workload import Workload, WorkloadError
 
 TOTAL_DEFAULT = 10000
 GRANT_CLIENTS_MAX = 200
+STM_TTL_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def add(command: Callable, types: Types, add_rate: Callable) -> None:
     _add_watch_latency(command, types)
     _add_watch_get(command, types)
     _add_leases(command, types, add_rate)
+    _add_stm(command, types, add_rate)
 
 
 def _add_timeout(parser: argparse.ArgumentParser, types: Types) -> None:
@@ -139,6 +141,35 @@ def _add_leases(command: Callable, types: Types, add_rate: Callable) -> None:
     grant.add_argument("--val-size", type=types.count, default=8, metavar="BYTES", help="size of a value (8)")
 
 
+def _add_stm(command: Callable, types: Types, add_rate: Callable) -> None:
+    parser = command(
+        "stm",
+        "software transactions",
+        "Transactions of etcd's client library: read --keys-per-txn keys one after another, write the first\n"
+        "--txn-wr-percent of them, commit all in one Txn that compares what was read, and try again on conflict.\n"
+        "Latency is that of a whole transaction, with its lock. As in etcd's tool the number of writes is rounded\n"
+        "down: one key with 50 percent writes nothing. Leases of the locks live for an hour.",
+    )
+    flag = parser.add_argument
+    flag(
+        "--isolation",
+        default="r",
+        choices=coordination.STM_ISOLATIONS,
+        help="c: read committed, r: repeatable reads, s: serializable, ss: serializable snapshot (r)",
+    )
+    flag("--keys", type=int, default=1, metavar="N", help="number of different keys (1)")
+    flag("--keys-per-txn", type=int, default=1, metavar="N", help="keys of a transaction (1)")
+    flag("--txn-wr-percent", type=int, default=50, metavar="N", help="percentage of its keys that are written (50)")
+    flag(
+        "--stm-locker",
+        default="stm",
+        choices=coordination.STM_LOCKERS,
+        help="stm: no lock; lock-client: the library's mutex around each transaction; lock-rpc: the lock service (stm)",
+    )
+    flag("--val-size", type=types.count, default=8, metavar="BYTES", help="size of a value (8)")
+    add_rate(parser, "transactions")
+
+
 # ---- what a command line means ------------------------------------------------------------------
 
 
@@ -209,12 +240,25 @@ def _lease_grant(args: argparse.Namespace, endpoints: list[Endpoint]) -> Workloa
     return coordination.lease_grant(args.ttl, coordination.new_lease_base(), end_ns)
 
 
+def _stm(args: argparse.Namespace, endpoints: list[Endpoint]) -> Workload:
+    return coordination.stm(
+        isolation=args.isolation,
+        locker=args.stm_locker,
+        keys=args.keys,
+        keys_per_txn=args.keys_per_txn,
+        write_percent=args.txn_wr_percent,
+        val_size=args.val_size,
+        lease_base=coordination.new_lease_base(),
+    )
+
+
 BUILDERS: dict[str, Callable[[argparse.Namespace, list[Endpoint]], Workload]] = {
     "watch": _watch,
     "watch-latency": _watch_latency,
     "watch-get": _watch_get,
     "lease-keepalive": _lease_keepalive,
     "lease-grant": _lease_grant,
+    "stm": _stm,
 }
 
 
@@ -249,9 +293,9 @@ def progress_total(work: Workload, load: Load) -> int:
 
 
 def prepare(args: argparse.Namespace, work: Workload, endpoints: list[Endpoint], load: Load) -> None:
-    """What must be there before the load: the leases that it renews. Errors: RunError."""
-    if args.command == "lease-keepalive":
-        grants = coordination.lease_grant(args.ttl, work.lease_base)
+    """What must be there before the load: a lease for each client. Errors: RunError."""
+    if args.command == "lease-keepalive" or args.command == "stm" and args.stm_locker != "stm":
+        grants = coordination.lease_grant(getattr(args, "ttl", STM_TTL_SECONDS), work.lease_base)
         many = min(load.clients, GRANT_CLIENTS_MAX)
         first = replace(load, clients=many, conns=min(load.conns, many), total=load.clients, rate=0, seconds=0)
         result = runner.run(grants, endpoints, first)

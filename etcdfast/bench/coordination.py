@@ -10,7 +10,6 @@ from collections import Counter
 from etcdfast.bench.workload import (
     KV,
     LEASE,
-    LEASE_ID_BYTES,
     LEASE_IDS,
     WATCH,
     Message,
@@ -211,4 +210,40 @@ def lease_keepalive(lease_base: int, one_stream: bool) -> Workload:
     )
 
 
-assert len(varint(LEASE_IDS)) == LEASE_ID_BYTES
+# ---- software transactions ----------------------------------------------------------------------
+
+# as loadtypes numbers them
+STM_ISOLATIONS = ("c", "r", "s", "ss")
+STM_LOCKERS = ("stm", "lock-client", "lock-rpc")
+STM_METHODS = (
+    KV + "Txn",
+    KV + "Range",
+    KV + "DeleteRange",
+    WATCH,
+    "/v3lockpb.Lock/Lock",
+    "/v3lockpb.Lock/Unlock",
+)
+STM_KEYS_MAX = 1024
+
+
+def stm(
+    *, isolation: str, locker: str, keys: int, keys_per_txn: int, write_percent: int, val_size: int, lease_base: int
+) -> Workload:
+    """Transactions that read some keys and write a part of them, as etcd's client library runs them."""
+    if keys <= 0:
+        raise WorkloadError(f"expected positive --keys, got ({keys})")
+    if not 0 <= write_percent <= 100:
+        raise WorkloadError(f"expected [0, 100] --txn-wr-percent, got ({write_percent})")
+    most = min(keys, STM_KEYS_MAX)
+    if not 0 <= keys_per_txn <= most:
+        raise WorkloadError(f"expected --keys-per-txn between 0 and {most}, got ({keys_per_txn})")
+    numbers = (STM_ISOLATIONS.index(isolation), STM_LOCKERS.index(locker), keys, keys_per_txn)
+    return Workload(
+        "stm",
+        STM_METHODS,
+        [Message(framed(b""))],
+        [""],
+        value_bytes=val_size,
+        lease_base=lease_base,
+        stm=(*numbers, keys_per_txn * write_percent // 100),
+    )

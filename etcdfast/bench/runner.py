@@ -240,7 +240,7 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
     rows = [(e.family, e.address, *header_row(e.authority, workload.methods, list(load.metadata))) for e in rotated]
     # what the clients of earlier workers have
     lease_base = workload.lease_base
-    if workload.renewing:
+    if workload.lease_of_client:
         lease_base += sum(clients_of(w, processes, load) for w in range(worker))
     conns += apart
     generator = Generator(
@@ -277,6 +277,7 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
         latency_by_number=workload.by_number,
         lease_base=lease_base,
         ttl_end_ns=workload.ttl_end_ns,
+        stm=workload.stm,
     )
     deadline = time.monotonic() + load.dial_timeout_seconds
     while generator.open_conns < conns:

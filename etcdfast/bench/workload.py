@@ -14,7 +14,6 @@ WATCH = "/etcdserverpb.Watch/Watch"
 LEASE = "/etcdserverpb.Lease/"
 # lease ids of a run lie above this: they take 9 bytes as a varint, whichever they are
 LEASE_IDS = 1 << 62
-LEASE_ID_BYTES = 9
 
 
 class WorkloadError(ValueError):
@@ -86,6 +85,12 @@ class Workload:
     by_number: bool = False
     lease_base: int = 0
     ttl_end_ns: int = 0
+    stm: tuple[int, int, int, int, int] | tuple[()] = ()
+
+    @property
+    def lease_of_client(self) -> bool:
+        """Each client has a lease of its own: lease_base and its number over all processes."""
+        return self.renewing or bool(self.stm)
 
 
 def varint(value: int) -> bytes:

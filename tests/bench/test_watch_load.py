@@ -69,6 +69,7 @@ def client(etcd):
         ("watch-latency", "streams watchers-per-stream prevkv put-total put-rate key-size val-size"),
         ("watch-get", "watchers streams events"),
         ("lease-keepalive", "total"),
+        ("stm", "isolation keys total keys-per-txn txn-wr-percent stm-locker val-size rate"),
     ],
 )
 def test_help_names_every_flag_of_etcds_tool(name, flags):
@@ -90,6 +91,11 @@ def test_help_names_every_flag_of_etcds_tool(name, flags):
         (["watch-latency", "--put-total", "0"], "--put-total: expected a positive number"),
         (["watch-get", "--watchers", "10", "--streams", "3"], "expected --watchers to be a multiple of --streams"),
         (["lease-grant", "--expire-together", "--ttl", "200"], "needs a --ttl of at most 127"),
+        (["stm", "--keys", "0"], "expected positive --keys, got (0)"),
+        (["stm", "--keys-per-txn", "2"], "expected --keys-per-txn between 0 and 1, got (2)"),
+        (["stm", "--txn-wr-percent", "101"], "expected [0, 100] --txn-wr-percent, got (101)"),
+        (["stm", "--isolation", "x"], "--isolation: invalid choice: 'x'"),
+        (["stm", "--stm-locker", "x"], "--stm-locker: invalid choice: 'x'"),
         (["lease-keepalive", "--ttl", "0"], "--ttl: expected a positive number"),
     ],
 )
@@ -270,6 +276,40 @@ def test_lease_grant_with_keys_that_end_together(etcd, client):
     assert set(made.values()) <= {59, 60}
     keys = client.get(b"together/", b"together0").kvs
     assert len(keys) == 30 and {kv.lease for kv in keys} == set(made)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "locker"),
+    [("c", "stm"), ("r", "stm"), ("s", "stm"), ("ss", "stm"), ("r", "lock-client"), ("s", "lock-rpc")],
+)
+def test_stm(etcd, client, isolation, locker):
+    """Each transaction writes, so it makes one revision, and two more for its lock; conflicts make none."""
+    before = client.get(b"x").header.revision
+    report = report_of(
+        "stm", "--endpoints", etcd.endpoint, "--conns", "2", "--clients", "6", "--total", "40", "--isolation",
+        isolation, "--stm-locker", locker, "--keys", "5", "--keys-per-txn", "3", "--txn-wr-percent", "67",
+    )  # fmt: skip
+    assert (report["requests"], report["errors"]) == (40, {})
+    assert client.get(b"x").header.revision - before == (40 if locker == "stm" else 120)
+    assert client.get(b"stmlock/", b"stmlock0", count_only=True).count == 0
+
+
+def test_stm_with_etcds_defaults_reads_only(etcd, client):
+    before = client.get(b"x").header.revision
+    report = report_of("stm", "--endpoints", etcd.endpoint, "--total", "20")
+    assert report["requests"] == 20
+    assert client.get(b"x").header.revision == before
+
+
+def test_a_transaction_that_fails_gives_its_lock_back(etcd, client):
+    # beyond the 128 operations a server takes
+    done = bench(
+        "stm", "--endpoints", etcd.endpoint, "--clients", "3", "--total", "6", "--keys", "200", "--keys-per-txn", "200",
+        "--txn-wr-percent", "100", "--stm-locker", "lock-client",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "[6]\tetcdserver: too many operations in txn request" in done.stdout
+    assert client.get(b"stmlock/", b"stmlock0", count_only=True).count == 0
 
 
 # ---- against a server that plays its part wrongly -----------------------------------------------
