@@ -1,10 +1,12 @@
 """The revision index for Python: tests, tools and cold paths; hot callers use revindex.pxd."""
 
+from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport free, malloc
 
 from etcdfast._ext.revindex cimport (
-    IDX_BUSY, IDX_COMPACTED, IDX_NOT_FOUND, IDX_NOT_NEWER, IDX_NO_MEMORY, IDX_TOO_LONG, SCAN_BUDGET,
-    SCAN_DONE, DroppedRev, IndexStats, KeyInfo, RevIndex, Scan,
+    IDX_BUSY, IDX_COMPACTED, IDX_NOT_FOUND, IDX_NOT_NEWER, IDX_NO_MEMORY, IDX_TOO_LONG, IDX_TOO_MANY,
+    SCAN_BUDGET, SCAN_DONE, DroppedRev, IndexStats, KeyInfo, RevIndex, Scan,
 )
 from etcdfast._ext.revrecord cimport (
     KEY_LEN_MASK, SIZE_MASK, SIZE_TOMBSTONE, History, Record, Revision, history_generation, history_revisions,
@@ -41,6 +43,12 @@ cdef inline object _key_of(const char* key, uint32_t key_len):
 cdef object _info(KeyInfo* info):
     return (
         _key_of(info.key, info.key_len), info.create_main, info.mod_main, info.mod_sub, info.version, info.size
+    )
+
+
+cdef object _revision(Revision* revision):
+    return (
+        revision.main, revision.sub, bool(revision.size_mark & SIZE_TOMBSTONE), revision.size_mark & SIZE_MASK
     )
 
 
@@ -249,6 +257,34 @@ cdef class RevisionIndex:
                 revision.size_mark & SIZE_MASK, created, version,
             ))
         return held
+
+    def revs_from(self, bytes key, int64_t main, uint32_t sub=0, int cap=BATCH_MAX):
+        """Up to cap revisions of a key from (main, sub) on: (main, sub, is_tombstone, size)."""
+        cdef Revision revisions[BATCH_MAX]
+        cdef int given, i
+        if not 1 <= cap <= BATCH_MAX:
+            raise ValueError(f"cap must be 1 to {BATCH_MAX}")
+        given = self.core.revs_from(key, _length(key), main, sub, revisions, cap)
+        return [_revision(&revisions[i]) for i in range(given)]
+
+    def revs_of_range(self, bytes key, bytes end, int64_t first, int64_t last, int64_t cap, int64_t budget=1 << 40):
+        """All revisions of a range with first <= main <= last, key by key; None when there are too many."""
+        cdef Revision* revisions
+        cdef int64_t given, i
+        if not 0 <= cap <= 1 << 20:
+            raise ValueError("cap must be 0 to 2**20")
+        revisions = <Revision*>malloc((<size_t>(cap if cap else 1)) * sizeof(Revision))
+        if revisions == NULL:
+            raise MemoryError
+        try:
+            given = self.core.revs_of_range(
+                key, _length(key), end, _length(end), first, last, revisions, cap, budget
+            )
+            if given == IDX_TOO_MANY:
+                return None
+            return [_revision(&revisions[i]) for i in range(given)]
+        finally:
+            free(revisions)
 
     def stats(self):
         """keys, live_keys, revisions, leaves (counts); used_bytes, held_bytes; height of the tree."""

@@ -18,7 +18,7 @@ Source: etcd's treeIndex and keyIndex, rules of reference/formats.md 9.1, 9.2, 9
 
 from libc.stdint cimport int64_t, uint32_t
 
-from etcdfast._ext.revrecord cimport Record
+from etcdfast._ext.revrecord cimport Record, Revision
 from etcdfast._ext.revtree cimport Tree
 
 cdef enum:
@@ -28,6 +28,7 @@ cdef enum:
     IDX_NOT_NEWER = -4      # (main, sub) not above the key's newest revision
     IDX_TOO_LONG = -5       # key longer than KEY_LEN_MASK
     IDX_BUSY = -6           # a compaction is under way
+    IDX_TOO_MANY = -7       # more results than cap, or more to look at than the budget
 
 cdef enum:
     SCAN_DONE = 0           # nothing left in the range
@@ -161,3 +162,16 @@ cdef class RevIndex:
     cdef bint _holds(self, const char* key, uint32_t key_len) noexcept nogil
     cdef bint _keep_cursor(self, const char* key, uint32_t key_len) noexcept nogil
     cdef void _drop_cursor(self) noexcept nogil
+
+    # Revisions held of a key from (main, sub) on, ascending: up to cap of them. How many.
+    cdef int revs_from(
+        self, const char* key, uint32_t key_len, int64_t main, uint32_t sub, Revision* out, int cap
+    ) noexcept nogil
+
+    # Revisions with first <= main <= last of all keys in a range, key by key. How many, or IDX_TOO_MANY when
+    # there are more than cap or more than `budget` records and leaves were to be looked at (leaves in which
+    # nothing has changed since `first` count once).
+    cdef int64_t revs_of_range(
+        self, const char* key, uint32_t key_len, const char* end, uint32_t end_len, int64_t first, int64_t last,
+        Revision* out, int64_t cap, int64_t budget
+    ) noexcept nogil

@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 from etcdfast._ext.revrecord cimport (
     KEY_LEN_MASK, RECORD_DEAD, RECORD_SPILLED, SIZE_MASK, SIZE_TOMBSTONE,
     History, Record, Revision,
-    history_revisions,
+    history_after, history_revisions,
     record_append, record_dead, record_drop, record_free, record_history_new, record_keep_from,
     record_kept_main, record_key, record_key_len, record_new, record_spilled,
 )
@@ -35,6 +35,35 @@ cdef inline void scan_stop(Scan* scan, int state, Record* record) noexcept nogil
     scan.state = state
     scan.resume_key = record_key(record)
     scan.resume_len = record_key_len(record)
+
+
+cdef inline int64_t record_revs(
+    Record* record, int64_t main, uint32_t sub, int64_t last, Revision* out, int64_t cap
+) noexcept nogil:
+    """Copy up to cap revisions of a record from (main, sub) on, up to main revision `last`; how many."""
+    cdef History* history
+    cdef Revision* revisions
+    cdef int64_t given = 0
+    cdef uint32_t i
+    if record.mod_main < main:
+        return 0
+    if not record_spilled(record):
+        if cap < 1 or record.mod_main > last or (record.mod_main == main and record.sub < sub):
+            return 0
+        out.main = record.mod_main
+        out.sub = record.sub
+        out.size_mark = record.size | (SIZE_TOMBSTONE if record_dead(record) else 0)
+        return 1
+    history = record.link.history
+    revisions = history_revisions(history) + history.head
+    i = history_after(history, main - 1)
+    while i < history.length and revisions[i].main == main and revisions[i].sub < sub:
+        i += 1
+    while i < history.length and given < cap and revisions[i].main <= last:
+        out[given] = revisions[i]
+        given += 1
+        i += 1
+    return given
 
 
 cdef class RevIndex:
@@ -494,3 +523,67 @@ cdef class RevIndex:
         self.compact_rev = 0
         self.compacting = False
         self._drop_cursor()
+
+    cdef int revs_from(
+        self, const char* key, uint32_t key_len, int64_t main, uint32_t sub, Revision* out, int cap
+    ) noexcept nogil:
+        cdef Leaf* leaf = tree_find_leaf(&self.tree, key, key_len)
+        cdef int position
+        cdef bint found
+        if leaf == NULL:
+            return 0
+        position = leaf_search(leaf, key, key_len, &found)
+        if not found:
+            return 0
+        return <int>record_revs(leaf.records[position], main, sub, REV_NOW, out, cap)
+
+    cdef int64_t revs_of_range(
+        self, const char* key, uint32_t key_len, const char* end, uint32_t end_len, int64_t first, int64_t last,
+        Revision* out, int64_t cap, int64_t budget
+    ) noexcept nogil:
+        cdef Bounds bounds
+        cdef Leaf* leaf
+        cdef Leaf* end_leaf = NULL
+        cdef Record* record
+        cdef Revision further
+        cdef int64_t given = 0
+        cdef int64_t taken
+        cdef int end_position = 0
+        cdef int i, stop
+        cdef bint found
+        bounds_set(&bounds, key, key_len, end, end_len)
+        if self.tree.root == NULL or bounds_empty(&bounds):
+            return 0
+        if bounds.high_kind != HIGH_NONE:
+            end_leaf = tree_find_leaf(&self.tree, bounds.high, bounds.high_len)
+            end_position = bounds_end(&bounds, end_leaf)
+        leaf = tree_find_leaf(&self.tree, key, key_len)
+        i = leaf_search(leaf, key, key_len, &found)
+        while leaf != NULL:
+            stop = end_position if leaf == end_leaf else leaf.count
+            budget -= 1
+            if leaf.newest >= first and i < stop:
+                budget -= stop - i
+                while i < stop:
+                    if i + PREFETCH_RECORDS < stop:
+                        __builtin_prefetch(leaf.records[i + PREFETCH_RECORDS])
+                    record = leaf.records[i]
+                    if record.mod_main >= first:
+                        taken = record_revs(record, first, 0, last, out + given, cap - given)
+                        given += taken
+                        if given == cap:
+                            if taken:
+                                taken = record_revs(
+                                    record, out[given - 1].main, out[given - 1].sub + 1, last, &further, 1)
+                            else:
+                                taken = record_revs(record, first, 0, last, &further, 1)
+                            if taken:
+                                return IDX_TOO_MANY
+                    i += 1
+            if leaf == end_leaf:
+                break
+            leaf = leaf.next
+            i = 0
+            if budget < 0 and leaf != NULL:
+                return IDX_TOO_MANY
+        return given

@@ -2,7 +2,16 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
+from etcdfast._ext.changes cimport kv_change
+from etcdfast._ext.kvreq cimport bytes_view
+from etcdfast._ext.mvcc cimport Mvcc
+from etcdfast._ext.outbuf cimport outbuf, outbuf_free, outbuf_init, outbuf_reserve
+from etcdfast._ext.watchhistory cimport (
+    HISTORY_COMPACTED, HISTORY_FRONT, HISTORY_MORE, HISTORY_NO_DELETE, HISTORY_NO_PUT, HISTORY_PREV_KV,
+    HISTORY_TOO_LARGE, History, event_append, event_cuts, event_cuts_free, event_cuts_init, previous_of,
+)
 from etcdfast._ext.watchtree cimport (
     WatchTree, stab_begin, stab_cursor, watch_range, watch_range_end, watch_range_key,
 )
@@ -131,3 +140,139 @@ cdef class WatchedRanges:
             raise ValueError("countdown must not be negative")
         self.tree.arena.fail_countdown = countdown
         return left
+
+
+# ---- watchhistory ----
+
+PREV_KV, NO_PUT, NO_DELETE = HISTORY_PREV_KV, HISTORY_NO_PUT, HISTORY_NO_DELETE
+FRONT, MORE, COMPACTED, TOO_LARGE = HISTORY_FRONT, HISTORY_MORE, HISTORY_COMPACTED, HISTORY_TOO_LARGE
+
+
+cdef inline bytes_view view_of(bytes text) noexcept:
+    cdef bytes_view view
+    view.data = data_of(text)
+    view.size = length_of(text)
+    return view
+
+
+def write(Mvcc mvcc, list changes):
+    """One transaction of (key, value) pairs, value None to delete; whether anything changed. Not yet in a batch
+    that is written: mvcc.write_batch does that."""
+    cdef bytes key, value
+    cdef bytes_view key_view, value_view
+    mvcc.begin()
+    for key, value in changes:
+        key_view = view_of(key)
+        if value is None:
+            value_view.data = NULL
+            value_view.size = 0
+            mvcc.delete_range(&key_view, &value_view)
+        else:
+            value_view = view_of(value)
+            mvcc.put(&key_view, &value_view, 0)
+    return mvcc.commit()
+
+
+def event(int64_t main, bytes record, bint is_tombstone=False, bytes prev=None):
+    """One Event as a field of WatchResponse. ValueError when a tombstone's record is no KeyValue."""
+    cdef kv_change change
+    cdef outbuf out
+    cdef const uint8_t *prev_data = NULL
+    cdef uint64_t prev_size = 0
+    change.main = main
+    change.sub = 0
+    change.record = data_of(record)
+    change.size = length_of(record)
+    change.is_tombstone = is_tombstone
+    if prev is not None:
+        prev_data = data_of(prev)
+        prev_size = length_of(prev)
+    outbuf_init(&out)
+    try:
+        if event_append(&out, &change, prev_data, prev_size) != 0:
+            raise ValueError("the tombstone's record is no KeyValue")
+        if out.failed:
+            raise MemoryError
+        return PyBytes_FromStringAndSize(<const char *>out.data, <Py_ssize_t>out.size)
+    finally:
+        outbuf_free(&out)
+
+
+def previous(Mvcc mvcc, bytes key, int64_t main):
+    """Stored KeyValue of the key at main - 1, or None."""
+    return previous_of(mvcc, data_of(key), length_of(key), main)
+
+
+cdef class PastEvents:
+    """History for Python. `opened` is COMPACTED when from_rev is."""
+
+    cdef History history
+    cdef readonly int opened
+
+    def __cinit__(self, Mvcc mvcc, bytes key, bytes end=b"", int options=0, int64_t from_rev=1):
+        self.history = History()
+        self.opened = self.history.open(
+            mvcc, data_of(key), length_of(key), data_of(end), length_of(end), options, from_rev)
+
+    @property
+    def next_rev(self):
+        return self.history.next_rev
+
+    @property
+    def listed(self):
+        """Whether a list of revisions is being read."""
+        return self.history.listed_upto != 0
+
+    def step(self, int64_t budget=1 << 40, uint64_t bytes_max=1 << 40, bytes before=b""):
+        """(status, [(revision, its events)]); `before` is what the buffer holds already."""
+        cdef outbuf events
+        cdef event_cuts cuts
+        cdef uint64_t start = length_of(before)
+        cdef uint32_t i
+        if budget < 1 or bytes_max < 1:
+            raise ValueError("budget and bytes_max must be at least 1")
+        outbuf_init(&events)
+        event_cuts_init(&cuts)
+        try:
+            if start:
+                outbuf_append(&events, before)
+            status = self.history.step(&events, &cuts, budget, bytes_max)
+            given = []
+            for i in range(cuts.count):
+                given.append((cuts.items[i].revision, events.data[start:cuts.items[i].end]))
+                start = cuts.items[i].end
+            assert start == events.size, "bytes behind the last cut"
+            return status, given
+        finally:
+            outbuf_free(&events)
+            event_cuts_free(&cuts)
+
+    def drain(self, int64_t budget=1 << 14, uint64_t bytes_max=1 << 18):
+        """Step to the front without Python in between: (status, revisions with events, bytes)."""
+        cdef outbuf events
+        cdef event_cuts cuts
+        cdef int64_t revisions = 0
+        cdef uint64_t total = 0
+        cdef int status = HISTORY_MORE
+        outbuf_init(&events)
+        event_cuts_init(&cuts)
+        try:
+            while status == HISTORY_MORE:
+                status = self.history.step(&events, &cuts, budget, bytes_max)
+                revisions += cuts.count
+                total += events.size
+                events.size = 0
+                cuts.count = 0
+            return status, revisions, total
+        finally:
+            outbuf_free(&events)
+            event_cuts_free(&cuts)
+
+
+cdef int outbuf_append(outbuf *out, bytes text) except -1:
+    cdef uint8_t *p = outbuf_reserve(out, length_of(text))
+    if p == NULL:
+        raise MemoryError
+    memcpy(p, data_of(text), length_of(text))
+    out.size += length_of(text)
+    return 0

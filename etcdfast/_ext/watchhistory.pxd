@@ -82,21 +82,34 @@ cdef bytes previous_of(Mvcc mvcc, const uint8_t *key, uint32_t key_len, int64_t 
 # Past events of one range with one set of options. Holds no iterator and nothing of the index between two
 # steps, so writes, deletes and compactions may come in between.
 #
-# A range is read by walking the store from next_rev on; one key, and a range that has few revisions of its
-# own between next_rev and now, by looking them up in the index and reading just those.
+# One key, and a range that has few revisions of its own between next_rev and now, are read by a list of their
+# revisions from the index; any other range by walking the store from next_rev on.
 cdef class History:
     cdef Mvcc mvcc
     cdef bytes key
     cdef bytes end
     cdef readonly int64_t next_rev      # all events with a revision below this have been given
     cdef int options
-    cdef outbuf *partial                # events of revision next_rev, of which a step could not see the end
+    cdef outbuf partial                 # events of revision next_rev, of which a step could not see the end
     cdef int64_t partial_sub            # where that revision goes on; 0 when none is under way
-    cdef Revision *listed               # revisions of the range found in the index, ascending, not yet read
-    cdef uint32_t listed_count
-    cdef uint32_t listed_capacity
-    cdef uint32_t listed_at             # next one to read
-    cdef int64_t listed_upto            # `listed` is complete up to this revision; 0: no list
+    cdef Revision *listed               # revisions of the range, ascending
+    cdef int64_t listed_count
+    cdef int64_t listed_capacity
+    cdef int64_t listed_at              # next one to read
+    cdef int64_t listed_upto            # the list is complete from next_rev up to this revision; 0: there is none
+    cdef int64_t walk_upto              # no list is worth while up to this revision
+    cdef bint stepping                  # this list's records may lie close together in the store
+    cdef bytes last_record              # one key: what the revision read last put, when known
+    cdef int64_t last_main              # its main revision
+    # Of the step under way: what it was called with, and
+    cdef outbuf *events
+    cdef event_cuts *cuts
+    cdef int64_t budget
+    cdef uint64_t bytes_stop            # size of events from which no further revision is begun
+    cdef uint64_t whole                 # size of events behind the last whole revision
+    cdef bint given                     # a revision has been given
+    cdef int64_t upto                   # current revision
+    cdef object walk                    # iterator of the store
 
     # 0 (HISTORY_FRONT), or HISTORY_COMPACTED. Copies key and end. from_rev >= 1.
     cdef int open(
@@ -105,7 +118,22 @@ cdef class History:
     ) except -1
 
     # Appends further events to `events` and a cut for each of their revisions to `cuts`: whole revisions only.
-    # budget (>= 1): records looked at, about; bytes_max: goes on while fewer bytes than that were appended (one
-    # more revision may then come whole). A revision that takes more than the budget is kept aside until its
-    # end is met: MORE then comes without a cut. HISTORY_*; StoreCorrupt, MemoryError.
+    # budget (>= 1): about how many records to step over; bytes_max (>= 1): no further revision is begun once so
+    # many bytes were appended. A revision that takes more than the budget is kept aside until its end is met:
+    # MORE then comes without a cut. HISTORY_*; StoreCorrupt, MemoryError.
     cdef int step(self, outbuf *events, event_cuts *cuts, int64_t budget, uint64_t bytes_max) except -1
+
+    cdef int read_on(self, int64_t upto) except -1
+    cdef int make_list(self, int64_t upto) except -1
+    cdef int list_key(self, int64_t upto) except -1
+    cdef int read_list(self) except -1
+    cdef int read_walk(self, int64_t upto) except -1
+    cdef int check_end(self) except -1
+    cdef object open_walk(self, const uint8_t *key, Py_ssize_t key_len)
+    cdef bytes listed_record(self, const Revision *r)
+    cdef int emit(self, int64_t main, bint is_tombstone, bytes record) except -1
+    cdef int room_for(self, int64_t count) except -1
+    cdef void drop_list(self) noexcept
+    cdef int end_revision(self, int64_t resume) except -1
+    cdef int set_aside(self, int64_t sub) except -1
+    cdef void drop_partial(self) noexcept

@@ -90,9 +90,7 @@ range_strategy = st.tuples(
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.lists(st.tuples(st.booleans(), range_strategy), max_size=60), st.lists(st.binary(max_size=3), max_size=10)
-)
+@given(st.lists(st.tuples(st.booleans(), range_strategy), max_size=60), st.lists(st.binary(max_size=3), max_size=10))
 def test_any_ranges(steps, keys):
     pair = Pair(random.Random(1), EDGE_KEYS)
     for add, watched in steps:
