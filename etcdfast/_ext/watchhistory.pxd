@@ -110,6 +110,7 @@ cdef class History:
     cdef bint given                     # a revision has been given
     cdef int64_t upto                   # current revision
     cdef object walk                    # iterator of the store
+    cdef int64_t walk_main              # revision it was last asked for, when there is a list
 
     # 0 (HISTORY_FRONT), or HISTORY_COMPACTED. Copies key and end. from_rev >= 1.
     cdef int open(

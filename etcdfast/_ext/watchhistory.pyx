@@ -333,6 +333,9 @@ cdef class History:
         if r.size_mark & SIZE_TOMBSTONE:
             wanted[REVISION_KEY_BYTES] = 116  # 't'
             wanted_len = TOMBSTONE_KEY_BYTES
+        if r.main - self.walk_main > 2 * NEAR_REVISIONS:
+            self.walk = None  # revisions that the options leave out, or a pause of the key, lie between
+        self.walk_main = r.main
         if self.stepping and (
                 (at and r.main - self.listed[at - 1].main <= NEAR_REVISIONS)
                 or (at + 1 < self.listed_count and self.listed[at + 1].main - r.main <= NEAR_REVISIONS)):
@@ -523,10 +526,10 @@ cdef class History:
         if self.partial_sub:
             if self.events.size + self.partial.size > OUTBUF_LIMIT_BYTES:
                 return HISTORY_TOO_LARGE
-            p = outbuf_reserve(self.events, self.partial.size)
-            if p == NULL:
-                raise MemoryError
             if self.partial.size:
+                p = outbuf_reserve(self.events, self.partial.size)
+                if p == NULL:
+                    raise MemoryError
                 memcpy(p, self.partial.data, self.partial.size)
                 self.events.size += self.partial.size
             self.drop_partial()

@@ -112,10 +112,31 @@ class Pair:
                 for key in keys:
                     for main, sub, *_ in index.revisions(key):
                         assert index.kept_at(key, main, sub, rev) == (kept.get(key) == (main, sub))
+        self.check_revisions(keys)
         stats = index.stats()
         assert stats["keys"] == len(model.keys)
         assert stats["live_keys"] == len(model.range(b"", ALL, now))
         assert stats["revisions"] == sum(len(key.flat()) for key in model.keys.values())
+
+    def check_revisions(self, keys):
+        """What reading past events asks for, against all that is held of each key."""
+        index, rng = self.index, self.rng
+        first = (rng.randint(0, self.main + 1), rng.choice((0, 0, 1, 2)))
+        for key in keys:
+            wanted = [row[:4] for row in index.revisions(key) if row[:2] >= first]
+            cap = rng.randint(1, 9)
+            assert index.revs_from(key, *first, cap=cap) == wanted[:cap], (key, first)
+        low, end = rng.choice(keys), rng.choice([*keys, ALL, ALL, b""])
+        last = rng.randint(first[0], self.main + 1)
+        wanted = []
+        for key in sorted(self.model.keys):
+            if key == low if not end else key >= low and (end == ALL or key < end):
+                wanted += [row[:4] for row in index.revisions(key) if first[0] <= row[0] <= last]
+        found = index.revs_of_range(low, end, first[0], last, len(wanted))
+        assert found == wanted, (low, end, first, last)
+        if wanted:
+            assert index.revs_of_range(low, end, first[0], last, len(wanted) - 1) is None
+        assert index.revs_of_range(low, end, first[0], last, len(wanted), rng.randint(0, 99)) in (wanted, None)
 
     def compact(self, keys):
         """A sliced compaction with writes and reads in between."""
