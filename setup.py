@@ -36,9 +36,12 @@ EXTENSIONS = {
     "revindex": [],  # ordered revision index in C memory
     "revface": [],  # the revision index for Python
     "requests": [],  # request checks at the API: sizes, keys, txn shape
+    "h2request": ["nghttp2"],  # gRPC messages out of DATA frames
     "h2stream": ["nghttp2"],  # HTTP/2 streams: windows, request bytes, answers going out
     "http2": ["nghttp2"],  # nghttp2 sessions: bytes in, events and bytes out
     "frontconn": ["nghttp2"],  # sockets of a frontend: accept, read, write, close
+    "frontpost": ["nghttp2"],  # requests into the rings, in order
+    "frontevents": ["nghttp2"],  # watch events out of a ring to the many who watch
     "frontloop": ["nghttp2"],  # epoll loop of a frontend process
     "mvcc": [],  # key-value state of apply: changes to index and RocksDB batch
     "rangeread": [],  # KV.Range: sorted, filtered, in slices

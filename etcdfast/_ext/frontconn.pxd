@@ -18,6 +18,7 @@ cdef enum:
     HANDOFF_BYTES_MAX = 8192
     ACCEPTS_PER_TURN = 64
     CREDIT_STEP_BYTES = 32768      # CREDIT is given in steps of this, or when all is sent
+    CREDIT_COUNTED_BYTES = 4096    # for streams that never end
     CLOSING_BYTES_MAX = 67108864   # kept for peers that do not read on to their GOAWAY, all together
     LINGER_BYTES_MAX = 1048576     # read and thrown away after GOAWAY, so that close() does not reset it away
     # While a ring is full, a connection is read on until it has a request that waits; these bound all of them
@@ -117,6 +118,8 @@ ctypedef struct loop_t:
     uint32_t cancel_room
     uint8_t *buf           # READ_BYTES
     uint8_t route[RPCS_MAX]
+    uint64_t stream_methods    # bit of each RPC_* id that is no unary call
+    uint64_t lasting_methods   # that may wait for ever: ended when a drain begins
     uint8_t error_code[ERRORS_MAX]
     const char *error_text[ERRORS_MAX]
     uint32_t error_size[ERRORS_MAX]
@@ -134,6 +137,7 @@ ctypedef struct loop_t:
     uint64_t alarm_ns
     uint64_t drain_since_ns
     int drain_step
+    bint answers_wait      # records from apply are left for the next turn
     handoff_t *handoffs
     uint32_t handoff_count
     bint woken

@@ -5,9 +5,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from etcdfast._ext.errids cimport ERR_STOPPED
 from etcdfast._ext.grpcwire cimport GRPC_UNAVAILABLE
 from etcdfast._ext.h2budget cimport heaviest, hold, over_budget
-from etcdfast._ext.h2stream cimport h2_say, h2_serve_grants
+from etcdfast._ext.h2stream cimport h2_end, h2_say, h2_serve_grants
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.http2 cimport (
     h2_close, h2_feed, h2_finished, h2_goaway_frame, h2_open, h2_ping, h2_pull, h2_shutdown,
@@ -445,11 +446,15 @@ cdef void conn_sweep(loop_t *loop) noexcept nogil:
         conn_listen(loop, True)
 
 
-cdef void end_watches(conn_t *conn) noexcept nogil:
+cdef void end_lasting(loop_t *loop, conn_t *conn) noexcept nogil:
+    """Calls that would last as long as the connection: their clients go on with another member."""
     cdef h2_stream *s = conn.h2.streams
     while s != NULL:
         if s.flags & STREAM_HEALTH_WATCH:
             h2_say(s, GRPC_UNAVAILABLE, b"server is shutting down")
+        elif s.flags & (STREAM_OPENED | STREAM_ANSWERED) == STREAM_OPENED and loop.lasting_methods >> s.method & 1:
+            h2_end(s, loop.error_code[ERR_STOPPED], loop.error_text[ERR_STOPPED], loop.error_size[ERR_STOPPED])
+            loop.server.on_refused(conn.h2, s)
         s = s.list_next
 
 
@@ -469,8 +474,8 @@ cdef void conn_drain(loop_t *loop) noexcept nogil:
             drop_conn(loop, conn)
         elif conn.state == CONN_HTTP2:
             if step == 1:
-                end_watches(conn)
                 h2_shutdown(conn.h2, 0)
+                end_lasting(loop, conn)
             elif step == 2 and loop.drain_step == 3:
                 h2_shutdown(conn.h2, 1)
     if step == 1:

@@ -25,7 +25,7 @@ class FrontLoop:
         listeners: Sequence[int],
         wakeup: int,
         life: int,
-        rpcs: Sequence[tuple[int, bytes, str]],
+        rpcs: Sequence[tuple[int, bytes, str, str]],
         errors: Sequence[tuple[int, bytes]],
         message_bytes_max: int,
         txn_ops_max: int = 128,
@@ -42,7 +42,7 @@ class FrontLoop:
     ) -> None:
         """Set up; nothing is accepted before run().
 
-        Shapes: rpcs holds (id, path, route) with a route of api/rpcs.py; errors holds (gRPC code, text) by
+        Shapes: rpcs holds (id, path, kind, route) as in api/rpcs.py; errors holds (gRPC code, text) by
                 error id; descriptors stay the caller's.
         Units:  message_bytes_max is the largest gRPC message taken, without its prefix; quota_bytes 0 = none;
                 buffer_bytes_max is for what all connections hold together: above it the heaviest is closed.

@@ -6,30 +6,31 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
 
-from etcdfast._ext.errids cimport ERR_DEADLINE, ERR_ID_MAX, ERR_NO_LEADER, ERR_NO_SPACE, ERR_TIMEOUT
-from etcdfast._ext.grpcwire cimport GRPC_INTERNAL, GRPC_NOT_FOUND, GRPC_PREFIX_BYTES, GRPC_UNAVAILABLE
+from etcdfast._ext.errids cimport ERR_DEADLINE, ERR_ID_MAX, ERR_NO_LEADER, ERR_NO_SPACE, ERR_STOPPED, ERR_TIMEOUT
 from etcdfast._ext.frontconn cimport *
+from etcdfast._ext.frontevents cimport TURN_EVENT_BYTES_MAX, events_deliver
+from etcdfast._ext.frontpost cimport (
+    RING_APPLY, RING_CONSENSUS, cancel, cancel_retry, fill_record, late_remove, late_retry, post_half, post_message,
+    post_request,
+)
+from etcdfast._ext.grpcwire cimport GRPC_INTERNAL, GRPC_NOT_FOUND, GRPC_UNAVAILABLE
 from etcdfast._ext.h2stream cimport (
     h2_begin, h2_drop_request, h2_end, h2_message, h2_part, h2_reply, h2_say, h2_settle,
 )
 from etcdfast._ext.h2types cimport *
-from etcdfast._ext.http2 cimport h2_find, h2_hash, h2_keep_request, h2_server_free, h2_server_init
+from etcdfast._ext.http2 cimport h2_find, h2_hash, h2_server_free, h2_server_init
 from etcdfast._ext.netsys cimport *
 from etcdfast._ext.requests cimport REQUEST_MALFORMED, request_check, request_facts
 from etcdfast._ext.ring cimport *
 from etcdfast._ext.rpcids cimport (
-    RPC_ALARM, RPC_COMPACT, RPC_DEFRAGMENT, RPC_HEALTH_CHECK, RPC_HEALTH_LIST, RPC_HEALTH_WATCH, RPC_ID_MAX,
-    RPC_MEMBER_LIST, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN,
+    RPC_ALARM, RPC_ELECTION_CAMPAIGN, RPC_ELECTION_OBSERVE, RPC_HEALTH_CHECK, RPC_HEALTH_LIST, RPC_ID_MAX, RPC_LOCK,
+    RPC_WATCH,
 )
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.streamtimers cimport TIMER_TICK_SHIFT, timer_expired, timer_set, timer_stop, timer_wait_ms
 from etcdfast._ext.wire cimport WIRE_BYTES, WIRE_MORE, wire_cursor, wire_field, wire_next, wire_put_uint
 
 import os
-
-cdef enum:
-    RING_CONSENSUS = 0
-    RING_APPLY = 1
 
 cdef enum:
     ROUTE_NONE = 0
@@ -70,12 +71,6 @@ cdef inline void answer_error(loop_t *loop, h2_stream *s, uint32_t error) noexce
         h2_say(s, GRPC_INTERNAL, b"unknown error id")
     else:
         h2_end(s, loop.error_code[error], loop.error_text[error], loop.error_size[error])
-
-
-cdef void expire(loop_t *loop, h2_stream *s) noexcept nogil:
-    late_remove(loop, s)
-    answer_error(loop, s, ERR_DEADLINE if s.deadline_is_clients else ERR_TIMEOUT)
-    cancel(loop, s)
 
 
 cdef void health(loop_t *loop, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
@@ -125,164 +120,53 @@ cdef void raise_alarm(loop_t *loop) noexcept nogil:
     ring_commit(loop.out[RING_CONSENSUS], r)
 
 
-# ---- requests into the rings
-
-cdef inline void fill_record(loop_t *loop, ipc_record *r, h2_stream *s, int kind) noexcept nogil:
-    cdef conn_t *conn = <conn_t *>s.conn.owner
-    r.kind = <uint8_t>kind
-    r.method = s.method
-    r.frontend = loop.index
-    r.flags = IPC_FLAG_CREDIT
-    r.slot = conn.slot
-    r.generation = conn.generation
-    r.stream = <uint32_t>s.id
-    r.status = 0
-    r.index = 0
-    r.term = s.deadline_ns
-
-
-cdef inline bint post(loop_t *loop, h2_stream *s, int ring, int kind, const uint8_t *data, uint32_t size) noexcept nogil:
-    """Write the request's record; False while it does not fit."""
-    cdef ipc_record *r = ring_claim(loop.out[ring], <uint32_t>sizeof(ipc_record) + size)
-    if r == NULL:
-        return False
-    fill_record(loop, r, s, kind)
-    memcpy(record_payload(r), data, size)
-    ring_commit(loop.out[ring], r)
-    s.flags |= STREAM_DISPATCHED
-    if kind != IPC_PROPOSE:
-        s.flags |= STREAM_CANCELLABLE
-    return True
-
-
-cdef void late_add(loop_t *loop, h2_stream *s, int ring, int kind) noexcept nogil:
-    cdef late_t *late = &loop.late[ring]
-    cdef conn_t *conn = <conn_t *>s.conn.owner
-    h2_keep_request(s)
-    conn.late_count += 1
-    loop.late_bytes += s.room + LATE_COST_BYTES
-    s.flags |= STREAM_LATE
-    s.late_ring = <uint8_t>ring
-    s.late_kind = <uint8_t>kind
-    s.late_next = NULL
-    s.late_prev = late.tail
-    if late.tail != NULL:
-        late.tail.late_next = s
-    else:
-        late.head = s
-    late.tail = s
-    loop.late_count += 1
-
-
-cdef void late_remove(loop_t *loop, h2_stream *s) noexcept nogil:
-    cdef late_t *late = &loop.late[s.late_ring]
-    cdef conn_t *conn = <conn_t *>s.conn.owner
-    if not s.flags & STREAM_LATE:
-        return
-    conn.late_count -= 1
-    loop.late_bytes -= s.room + LATE_COST_BYTES
-    if conn.late_count == 0:
-        conn_resume(loop, conn)
-    s.flags &= ~<uint32_t>STREAM_LATE
-    if s.late_prev != NULL:
-        s.late_prev.late_next = s.late_next
-    else:
-        late.head = s.late_next
-    if s.late_next != NULL:
-        s.late_next.late_prev = s.late_prev
-    else:
-        late.tail = s.late_prev
-    loop.late_count -= 1
-
-
-cdef void late_retry(loop_t *loop) noexcept nogil:
-    cdef int ring
-    cdef h2_stream *s
-    cdef uint32_t size
-    for ring in range(2):
-        while loop.late[ring].head != NULL:
-            s = loop.late[ring].head
-            if s.buf == NULL:
-                late_remove(loop, s)
-                continue
-            size = s.have - GRPC_PREFIX_BYTES
-            if not post(loop, s, ring, s.late_kind, s.buf + GRPC_PREFIX_BYTES, size):
-                ring_publish(loop.out[ring])
-                if not ring_await_room(loop.out[ring], <uint32_t>sizeof(ipc_record) + size):
-                    break
-                continue
-            late_remove(loop, s)
-            h2_drop_request(s)
-
-
-cdef bint post_cancel(loop_t *loop, cancel_t *c) noexcept nogil:
-    cdef ipc_record *r = ring_claim(loop.out[RING_APPLY], sizeof(ipc_record))
-    if r == NULL:
-        return False
-    memset(<char *>r + 4, 0, sizeof(ipc_record) - 4)
-    r.kind = IPC_CANCEL
-    r.method = c.method
-    r.frontend = loop.index
-    r.slot = c.slot
-    r.generation = c.generation
-    r.stream = c.stream
-    ring_commit(loop.out[RING_APPLY], r)
-    return True
-
-
-cdef void cancel(loop_t *loop, h2_stream *s) noexcept nogil:
-    """Tell apply that nobody waits any more: it may hold a cursor that no credit will ever move."""
-    cdef conn_t *conn = <conn_t *>s.conn.owner
-    cdef cancel_t c
-    cdef cancel_t *grown
-    cdef uint32_t room
-    if not s.flags & STREAM_CANCELLABLE:
-        return
-    s.flags &= ~<uint32_t>STREAM_CANCELLABLE
-    c.slot = conn.slot
-    c.generation = conn.generation
-    c.stream = <uint32_t>s.id
-    c.method = s.method
-    if loop.cancel_count == 0 and post_cancel(loop, &c):
-        return
-    if loop.cancel_count == loop.cancel_room:
-        room = loop.cancel_room * 2 if loop.cancel_room else 64
-        grown = <cancel_t *>realloc(loop.cancels, room * sizeof(cancel_t))
-        if grown == NULL:
-            return
-        loop.cancels = grown
-        loop.cancel_room = room
-    loop.cancels[loop.cancel_count] = c
-    loop.cancel_count += 1
-
-
-cdef void cancel_retry(loop_t *loop) noexcept nogil:
-    while loop.cancel_count:
-        if post_cancel(loop, &loop.cancels[loop.cancel_count - 1]):
-            loop.cancel_count -= 1
-            continue
-        ring_publish(loop.out[RING_APPLY])
-        if not ring_await_room(loop.out[RING_APPLY], sizeof(ipc_record)):
-            return
-
-
 # ---- events of http2
 
 cdef void on_open(h2_conn *h2, h2_stream *s) noexcept nogil:
     cdef loop_t *loop = <loop_t *>h2.server.owner
-    if s.timeout_ns:
+    if loop.drain_step and loop.lasting_methods >> s.method & 1:
+        answer_error(loop, s, ERR_STOPPED)
+    elif s.timeout_ns:
         s.deadline_is_clients = True
         # One less: a timeout of nothing (kept as 1) has passed by on_call, whatever the clock's step is.
         s.client_deadline_ns = loop.server.now_ns + min(s.timeout_ns, <uint64_t>1 << 60) - 1
         timer_set(&loop.timers, s, s.client_deadline_ns)
 
 
-cdef void on_gone(h2_conn *h2, h2_stream *s) noexcept nogil:
-    cdef loop_t *loop = <loop_t *>h2.server.owner
+cdef inline void forget(loop_t *loop, h2_stream *s) noexcept nogil:
+    """Nobody waits for its answer any more: what is not posted stays so, and apply is told if it works for it."""
     timer_stop(&loop.timers, s)
-    late_remove(loop, s)
-    if not s.flags & STREAM_ANSWERED:
+    if s.flags & STREAM_LATE:
+        late_remove(loop, s)
+    if s.flags & STREAM_CANCELLABLE:
         cancel(loop, s)
+
+
+cdef void expire(loop_t *loop, h2_stream *s) noexcept nogil:
+    answer_error(loop, s, ERR_DEADLINE if s.deadline_is_clients else ERR_TIMEOUT)
+    forget(loop, s)
+
+
+cdef void on_gone(h2_conn *h2, h2_stream *s) noexcept nogil:
+    forget(<loop_t *>h2.server.owner, s)
+
+
+cdef void say_malformed(loop_t *loop, h2_stream *s) noexcept nogil:
+    """In grpc-go's words, which differ for streams."""
+    if loop.stream_methods >> s.method & 1:
+        h2_say(s, GRPC_INTERNAL, b"grpc: failed to unmarshal the received message: "
+            b"proto: cannot parse invalid wire-format data")
+    else:
+        h2_say(s, GRPC_INTERNAL, b"grpc: error unmarshalling request: "
+            b"proto: cannot parse invalid wire-format data")
+
+
+cdef inline bint lacks_leader(loop_t *loop, h2_stream *s) noexcept nogil:
+    return not s.flags & STREAM_NO_LEADER_OK and status_get(loop.consensus_page, ST_LEADER) == 0
+
+
+cdef inline bint too_late(loop_t *loop, h2_stream *s) noexcept nogil:
+    return s.client_deadline_ns != 0 and s.client_deadline_ns <= loop.server.now_ns
 
 
 cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
@@ -293,17 +177,12 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
     cdef int rc = request_check(s.method, data, size, loop.txn_ops_max, &facts)
     if rc < 0:
         if rc == REQUEST_MALFORMED:
-            if s.method == RPC_RANGE_STREAM or s.method == RPC_HEALTH_WATCH:
-                h2_say(s, GRPC_INTERNAL, b"grpc: failed to unmarshal the received message: "
-                    b"proto: cannot parse invalid wire-format data")
-            else:
-                h2_say(s, GRPC_INTERNAL, b"grpc: error unmarshalling request: "
-                    b"proto: cannot parse invalid wire-format data")
+            say_malformed(loop, s)
         else:
             h2_say(s, GRPC_UNAVAILABLE, b"out of memory")
     elif route == ROUTE_LOCAL:
         health(loop, s, data, size)
-    elif not s.flags & STREAM_NO_LEADER_OK and status_get(loop.consensus_page, ST_LEADER) == 0:
+    elif lacks_leader(loop, s):
         answer_error(loop, s, ERR_NO_LEADER)
     else:
         if facts.cost:
@@ -313,7 +192,7 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
                 rc = ERR_NO_SPACE
         if rc:
             answer_error(loop, s, <uint32_t>rc)
-        elif s.client_deadline_ns and s.client_deadline_ns <= loop.server.now_ns:
+        elif too_late(loop, s):
             answer_error(loop, s, ERR_DEADLINE)
     if s.flags & STREAM_ANSWERED or route == ROUTE_LOCAL:
         timer_stop(&loop.timers, s)
@@ -325,17 +204,35 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
         ring = RING_APPLY
     elif route == ROUTE_READ or facts.read_only:
         kind = IPC_READ
+    if facts.new_id:
+        s.flags |= STREAM_NEW_ID
     # What consensus orders is bounded as in etcd: 5 s and two election timeouts. The removal that a
     # physical compaction waits for may take longer.
     if ring == RING_CONSENSUS and not facts.physical and \
             (s.timer_slot < 0 or s.deadline_ns > loop.server.now_ns + loop.request_timeout_ns):
         s.deadline_is_clients = False
         timer_set(&loop.timers, s, loop.server.now_ns + loop.request_timeout_ns)
-    if loop.late[ring].head != NULL or not post(loop, s, ring, kind, data, size):
-        loop.ring_full += 1
-        late_add(loop, s, ring, kind)
-    else:
-        h2_drop_request(s)
+    post_request(loop, s, ring, kind, data, size)
+
+
+cdef bint on_message(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
+    cdef loop_t *loop = <loop_t *>h2.server.owner
+    cdef request_facts facts
+    if request_check(s.method, data, size, loop.txn_ops_max, &facts) < 0:
+        say_malformed(loop, s)
+    elif not s.flags & (STREAM_DISPATCHED | STREAM_LATE):
+        if lacks_leader(loop, s):
+            answer_error(loop, s, ERR_NO_LEADER)
+        elif too_late(loop, s):
+            answer_error(loop, s, ERR_DEADLINE)
+    if s.flags & STREAM_ANSWERED:
+        forget(loop, s)
+        return True
+    return post_message(loop, s, data, size)
+
+
+cdef void on_half(h2_conn *h2, h2_stream *s) noexcept nogil:
+    post_half(<loop_t *>h2.server.owner, s)
 
 
 # ---- answers from apply
@@ -350,6 +247,8 @@ cdef void finish(loop_t *loop, h2_stream *s, ipc_record *r) noexcept nogil:
 
 cdef void answer_begun(loop_t *loop, h2_stream *s) noexcept nogil:
     """From here on the client's own pace decides how long it takes, so only its own deadline stays."""
+    if s.flags & STREAM_BIDI:
+        return     # never had another one
     s.flags |= STREAM_CREDITED
     if s.deadline_is_clients or s.timer_slot < 0:
         return
@@ -383,17 +282,28 @@ cdef void deliver(loop_t *loop, ipc_record *r) noexcept nogil:
     elif r.kind == IPC_END or r.kind == IPC_REPLY or r.kind == IPC_REFUSE:
         finish(loop, s, r)
     if s.flags & STREAM_ANSWERED:
-        timer_stop(&loop.timers, s)
+        s.flags &= ~<uint32_t>STREAM_CANCELLABLE   # apply has ended it
+        forget(loop, s)
 
 
 cdef int drain_answers(loop_t *loop) noexcept nogil:
+    """All that apply has answered; of watch events no more than the sockets take in a turn, since each record
+    may become a thousand messages."""
     cdef ipc_record *r
+    cdef uint64_t events = 0
+    loop.answers_wait = False
     while True:
         r = ring_peek(loop.af)
         if r == NULL:
             return -1 if ring_broken(loop.af) else 0
-        deliver(loop, r)
+        if r.kind == IPC_EVENTS:
+            events += events_deliver(loop, r)
+        else:
+            deliver(loop, r)
         ring_advance(loop.af, r)
+        if events > TURN_EVENT_BYTES_MAX:
+            loop.answers_wait = True
+            return 0
 
 
 cdef void give_credit(loop_t *loop) noexcept nogil:
@@ -406,7 +316,8 @@ cdef void give_credit(loop_t *loop) noexcept nogil:
         after = s.sent_next
         s.in_sent = False
         if s.flags & STREAM_ANSWERED == 0 and s.sent_bytes:
-            if s.sent_bytes >= CREDIT_STEP_BYTES or s.out_head == NULL:
+            if s.sent_bytes >= CREDIT_COUNTED_BYTES if s.flags & STREAM_COUNTED else \
+                    s.sent_bytes >= CREDIT_STEP_BYTES or s.out_head == NULL:
                 r = ring_claim(loop.out[RING_APPLY], sizeof(ipc_record))
                 if r != NULL:
                     fill_record(loop, r, s, IPC_CREDIT)
@@ -429,7 +340,7 @@ cdef int wait_ms(loop_t *loop) noexcept nogil:
     cdef int most = 1000 if loop.conn_count else -1
     if loop.drain_step:
         most = 20
-    if loop.server.dirty != NULL or (loop.ready_head != NULL and not conn_paused(loop)):
+    if loop.server.dirty != NULL or loop.answers_wait or (loop.ready_head != NULL and not conn_paused(loop)):
         return 0
     timer = timer_wait_ms(&loop.timers, loop.server.now_ns)
     if timer < 0:
@@ -495,6 +406,7 @@ cdef int turn(loop_t *loop) noexcept nogil:
     if loop.late_count:
         late_retry(loop)   # asks for the knock, too, for what has begun to wait
     ring_publish(loop.out[RING_CONSENSUS])
+    ring_publish(loop.out[RING_APPLY])
     s = timer_expired(&loop.timers, loop.server.now_ns)
     while s != NULL:
         expire(loop, s)
@@ -569,6 +481,9 @@ cdef class FrontLoop:
         loop.timers.tick = loop.server.now_ns >> TIMER_TICK_SHIFT
         loop.server.on_open = on_open
         loop.server.on_call = on_call
+        loop.server.on_message = on_message
+        loop.server.on_half = on_half
+        loop.server.on_refused = on_gone
         loop.server.on_gone = on_gone
         self._set_routes(rpcs)
         self._set_errors(errors)
@@ -601,7 +516,16 @@ cdef class FrontLoop:
         cdef uint32_t size = 8
         routes = {"none": ROUTE_NONE, "propose": ROUTE_PROPOSE, "read": ROUTE_READ, "apply": ROUTE_APPLY,
                   "local": ROUTE_LOCAL}
-        entries = {path: (rpc_id, routes[route]) for rpc_id, path, route in rpcs}
+        for rpc_id, _, kind, _ in rpcs:
+            if not 0 <= rpc_id <= RPC_ID_MAX:
+                raise ValueError(f"RPC id {rpc_id} is out of range")
+            server.bidi_methods |= <uint64_t>(kind == "bidi") << rpc_id
+            self.loop.stream_methods |= <uint64_t>(kind != "unary") << rpc_id
+        server.counted_methods = <uint64_t>1 << RPC_WATCH
+        self.loop.lasting_methods = server.bidi_methods | <uint64_t>1 << RPC_ELECTION_OBSERVE | \
+            <uint64_t>1 << RPC_LOCK | <uint64_t>1 << RPC_ELECTION_CAMPAIGN
+        server.bidi_factor = int.from_bytes(os.urandom(4), "big") | 1
+        entries = {path: (rpc_id, routes[route]) for rpc_id, path, _, route in rpcs}
         for path in list(entries):
             entries[path.split(b"/")[1]] = (0, ROUTE_NONE)
         while size < 4 * len(entries):
@@ -611,8 +535,6 @@ cdef class FrontLoop:
             raise MemoryError
         server.routes_mask = size - 1
         for path, (rpc_id, route) in entries.items():
-            if not 0 <= rpc_id <= RPC_ID_MAX:
-                raise ValueError(f"RPC id {rpc_id} is out of range")
             self.kept.append(path)
             i = h2_hash(<const uint8_t *><const char *>path, len(path)) & server.routes_mask
             while server.routes[i].path != NULL:

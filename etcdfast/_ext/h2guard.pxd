@@ -21,6 +21,7 @@ cdef enum:
     H2_CONTROL_BURST = 4096
     H2_CONTROL_PER_SECOND = 1000
     H2_CONTROL_PER_ANSWER = 8
+    H2_CONTROL_PER_DATA = 4           # frames that answer a DATA frame: window updates, pings
 
 
 ctypedef struct h2_guard:
@@ -71,6 +72,12 @@ cdef inline void guard_answered(h2_guard *g) noexcept nogil:
         g.reset_tokens += 1000
     if g.control_tokens < <int64_t>H2_CONTROL_BURST * 1000:
         g.control_tokens += H2_CONTROL_PER_ANSWER * 1000
+
+
+cdef inline void guard_delivered(h2_guard *g) noexcept nogil:
+    """A DATA frame went out: who reads has windows to open and round trips to measure, for as long as a watch lasts."""
+    if g.control_tokens < <int64_t>H2_CONTROL_BURST * 1000:
+        g.control_tokens += H2_CONTROL_PER_DATA * 1000
 
 
 cdef inline const char *guard_frame(h2_guard *g, const uint8_t *head) noexcept nogil:

@@ -4,7 +4,7 @@ Functions that answer take bytes that may lie in a ring until h2_settle. They re
 connection became fatal (out of memory, or too much that the client does not read).
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from etcdfast._ext.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_session
 from etcdfast._ext.h2types cimport h2_conn, h2_server, h2_stream
@@ -20,10 +20,22 @@ cdef void h2_want_grant(h2_stream *s) noexcept nogil
 # Open what windows may be opened now; for those who wait while the process's budget is short.
 cdef void h2_serve_grants(h2_conn *conn) noexcept nogil
 
+# A message has been taken out of the buffer of a bidi stream: what is left moves up, window is given back.
+cdef void h2_taken(h2_stream *s) noexcept nogil
+# Give a bidi stream the window back that it has used, unless its messages wait or its answers are not read.
+cdef void h2_give_window(h2_stream *s) noexcept nogil
+# A new block for messages of up to `size` bytes; NULL when out of memory (the connection is fatal then).
+cdef uint8_t *h2_pen_open(h2_stream *s, uint32_t size) noexcept nogil
+# Have nghttp2 take up what the stream has to send.
+cdef int h2_flow(h2_stream *s) noexcept nogil
+
 cdef int h2_reply(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
 cdef int h2_message(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
 cdef int h2_begin(h2_stream *s, uint32_t total) noexcept nogil
 cdef int h2_part(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
+# One WatchResponse of which `events` lie in the ring; head as in h2pen.pxd.
+cdef int h2_lend_event(h2_stream *s, const uint8_t *head, uint32_t head_size, int64_t watch_id,
+                       const uint8_t *events, uint32_t events_size) noexcept nogil
 cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) noexcept nogil
 # The same with a text that ends in a zero byte.
 cdef void h2_say(h2_stream *s, int code, const char *text) noexcept nogil

@@ -2,11 +2,15 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy, memmove, memset, strlen
 
+from etcdfast._ext.bidimap cimport bidi_remove
 from etcdfast._ext.grpcwire cimport GRPC_CANCELLED, GRPC_PREFIX_BYTES, be32, grpc_percent_encode, put_be32
 from etcdfast._ext.h2budget cimport hold, hold_text
-from etcdfast._ext.h2guard cimport guard_answered
+from etcdfast._ext.h2guard cimport guard_answered, guard_delivered
+from etcdfast._ext.h2pen cimport (
+    SPARE_CHUNK, SPARE_LARGE, SPARE_SMALL, pen_close, pen_count, put_event_head, spare_give, spare_size, spare_take,
+)
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.nghttp2 cimport *
 
@@ -43,16 +47,36 @@ cdef h2_stream *h2_new_stream(h2_conn *conn, int32_t stream_id) noexcept nogil:
     return s
 
 
+cdef inline void keep_answer(h2_stream *s, int64_t more) noexcept nogil:
+    """Count `more` bytes of answers that the process keeps for the stream; fewer when negative."""
+    s.conn.answer_bytes = <uint64_t>(<int64_t>s.conn.answer_bytes + more)
+    hold(s.conn, more)
+    s.conn.server.counters.answer_buffer_bytes = <uint64_t>(
+        <int64_t>s.conn.server.counters.answer_buffer_bytes + more)
+
+
+cdef void check_unread(h2_stream *s) noexcept nogil:
+    cdef h2_server *server = s.conn.server
+    if server.counters.answer_buffer_bytes > server.counters.answer_buffer_peak:
+        server.counters.answer_buffer_peak = server.counters.answer_buffer_bytes
+    if s.conn.answer_bytes > H2_ANSWER_BUFFER_MAX:
+        set_fatal(s.conn, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_unread_answers")
+
+
 cdef void free_chunk(h2_stream *s, h2_chunk *c) noexcept nogil:
-    if not c.borrowed and c.data != NULL:
+    cdef int which
+    if c.kind >= CHUNK_PEN_SMALL:
+        which = SPARE_SMALL if c.kind == CHUNK_PEN_SMALL else SPARE_LARGE
+        keep_answer(s, -<int64_t>spare_size(which))
+        spare_give(s.conn.server, c, which)
+        return
+    if c.kind == CHUNK_OWNED and c.data != NULL:
         free(<void *>c.data)
-        s.conn.answer_bytes -= c.size
-        hold(s.conn, -<int64_t>c.size)
-        s.conn.server.counters.answer_buffer_bytes -= c.size
+        keep_answer(s, -<int64_t>c.size)
     if c == &s.first:
         s.first_used = False
     else:
-        free(c)
+        spare_give(s.conn.server, c, SPARE_CHUNK)
 
 
 cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
@@ -65,6 +89,8 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
     if not s.flags & STREAM_ANSWERED and s.method:
         server.counters.handled[s.method][GRPC_CANCELLED] += 1
     h2_drop_request(s)
+    if s.flags & STREAM_BIDI:
+        bidi_remove(conn, s)
     while s.out_head != NULL:
         c = s.out_head
         s.out_head = c.next
@@ -107,6 +133,7 @@ cdef void h2_drop_request(h2_stream *s) noexcept nogil:
         hold(conn, -<int64_t>s.room)
         conn.server.counters.request_buffer_bytes -= s.room
         s.room = 0
+    s.have = s.whole = s.taken = 0
     if s.flags & STREAM_GRANT_WAITS:
         unlink_grant(s)
         h2_serve_grants(conn)
@@ -150,12 +177,18 @@ cdef void h2_want_grant(h2_stream *s) noexcept nogil:
 cdef void h2_serve_grants(h2_conn *conn) noexcept nogil:
     cdef h2_server *server = conn.server
     cdef h2_stream *s
-    cdef uint32_t need
+    cdef uint32_t need, open_now
+    cdef int32_t left
     # Near the end of the budget what is open may complete, and nothing large begins.
     while conn.grant_head != NULL and server.held_bytes <= server.budget_bytes // 4 * 3:
         s = conn.grant_head
         # The length of the message is known; padding and the 5 bytes of the prefix need a little more.
         need = be32(s.buf + 1) + H2_STREAM_WINDOW
+        if s.flags & STREAM_BIDI:
+            # What is open already counts: else the window would grow with each such message.
+            left = nghttp2_session_get_stream_local_window_size(conn.session, s.id)
+            open_now = <uint32_t>left if left > 0 else 0
+            need = need - open_now if need > open_now else 0
         if conn.grants and conn.grants + need > H2_GRANT_BYTES_MAX:
             return
         conn.grant_head = s.grant_next
@@ -164,8 +197,43 @@ cdef void h2_serve_grants(h2_conn *conn) noexcept nogil:
         s.flags &= ~<uint32_t>STREAM_GRANT_WAITS
         s.grant = need
         conn.grants += need
-        if nghttp2_submit_window_update(conn.session, NGHTTP2_FLAG_NONE, s.id, <int32_t>need) == 0:
+        if need and nghttp2_submit_window_update(conn.session, NGHTTP2_FLAG_NONE, s.id, <int32_t>need) == 0:
             mark_dirty(conn)
+
+
+# ---- windows of bidi streams
+
+cdef void h2_taken(h2_stream *s) noexcept nogil:
+    cdef h2_conn *conn = s.conn
+    cdef uint32_t rest = s.have - s.taken
+    if rest == 0:
+        h2_drop_request(s)
+    elif s.taken:
+        memmove(s.buf, s.buf + s.taken, rest)
+        s.have = rest
+        s.whole -= s.taken
+        s.taken = 0
+        if s.grant:
+            conn.grants -= s.grant   # of the message that is out
+            s.grant = 0
+            h2_serve_grants(conn)
+        if s.whole == 0 and rest >= GRPC_PREFIX_BYTES and \
+                be32(s.buf + 1) + GRPC_PREFIX_BYTES > H2_STREAM_WINDOW:
+            h2_want_grant(s)
+    h2_give_window(s)
+
+
+cdef void h2_give_window(h2_stream *s) noexcept nogil:
+    cdef int32_t left
+    if s.window_used < H2_WINDOW_STEP or s.out_bytes >= H2_UNSENT_BYTES_MAX or s.whole or s.grant or \
+            s.flags & (STREAM_LATE | STREAM_ANSWERED | STREAM_REQUEST_ENDED | STREAM_GRANT_WAITS):
+        return
+    s.window_used = 0
+    left = nghttp2_session_get_stream_local_window_size(s.conn.session, s.id)
+    if left < 0 or left >= H2_STREAM_WINDOW:
+        return
+    if nghttp2_submit_window_update(s.conn.session, NGHTTP2_FLAG_NONE, s.id, H2_STREAM_WINDOW - left) == 0:
+        mark_dirty(s.conn)
 
 
 # ---- answers
@@ -224,6 +292,14 @@ cdef ssize_t read_answer(nghttp2_session *session, int32_t stream_id, uint8_t *b
     return <ssize_t>n
 
 
+cdef inline void count_sent(h2_stream *s, size_t size) noexcept nogil:
+    s.sent_bytes += <uint32_t>size
+    if not s.in_sent:
+        s.in_sent = True
+        s.sent_next = s.conn.server.sent
+        s.conn.server.sent = s
+
+
 cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
                       nghttp2_data_source *source, void *user) noexcept nogil:
     """Copy a DATA frame straight from the answer (often still in the ring) to the bytes to write."""
@@ -240,71 +316,122 @@ cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint
     out += 9
     server.out_size += <uint32_t>length + 9
     conn.ping_reset = True
+    guard_delivered(&conn.guard)
     s.out_bytes -= length
+    pen_count(s)
+    if s.flags & STREAM_COUNTED:
+        count_sent(s, length)
     while length:
         c = s.out_head
-        if c.head_left:
-            step = c.head_left if c.head_left < length else length
-            memcpy(out, c.head + GRPC_PREFIX_BYTES - c.head_left, step)
-            c.head_left -= <uint8_t>step
+        if c.head_sent < c.head_size:
+            step = <size_t>(c.head_size - c.head_sent)
+            if step > length:
+                step = length
+            memcpy(out, c.head + c.head_sent, step)
+            c.head_sent += <uint8_t>step
         else:
             step = c.size - c.sent
             if step > length:
                 step = length
             memcpy(out, c.data + c.sent, step)
             c.sent += <uint32_t>step
-            if s.flags & STREAM_CREDITED:
-                s.sent_bytes += <uint32_t>step
-                if not s.in_sent:
-                    s.in_sent = True
-                    s.sent_next = server.sent
-                    server.sent = s
+            if s.flags & (STREAM_CREDITED | STREAM_COUNTED) == STREAM_CREDITED:
+                count_sent(s, step)
         out += step
         length -= step
-        if c.head_left == 0 and c.sent == c.size:
+        if c.head_sent == c.head_size and c.sent == c.size:
             s.out_head = c.next
             if s.out_head == NULL:
                 s.out_tail = NULL
+                s.pen = s.pen_end = NULL
             free_chunk(s, c)
+    if s.flags & STREAM_BIDI and s.window_used >= H2_WINDOW_STEP:
+        h2_give_window(s)
     return 0
 
 
-cdef int push_chunk(h2_stream *s, const uint8_t *data, uint32_t size, bint prefix, uint32_t total) noexcept nogil:
+cdef h2_chunk *push_chunk(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
+    """Bytes in the ring behind what the stream has to send. NULL when out of memory: the connection is fatal.
+
+    Bytes of its head go before them; whoever fills them in adds them to out_bytes.
+    """
     cdef h2_chunk *c
     cdef h2_server *server = s.conn.server
     if not s.first_used:
         c = &s.first
         s.first_used = True
     else:
-        c = <h2_chunk *>malloc(sizeof(h2_chunk))
+        c = spare_take(server, SPARE_CHUNK)
         if c == NULL:
             set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
-            return -1
+            return NULL
     c.next = NULL
     c.data = data
     c.size = size
     c.sent = 0
-    c.borrowed = True
-    c.head_left = 0
-    if prefix:
-        c.head[0] = 0
-        put_be32(c.head + 1, total)
-        c.head_left = GRPC_PREFIX_BYTES
+    c.kind = CHUNK_BORROWED
+    c.head_size = c.head_sent = 0
+    pen_close(s)
     if s.out_tail == NULL:
         s.out_head = c
     else:
         s.out_tail.next = c
     s.out_tail = c
-    s.out_bytes += size + c.head_left
+    s.out_bytes += size
     if size and not s.in_borrowers:
         s.in_borrowers = True
         s.borrow_next = server.borrowers
         server.borrowers = s
+    return c
+
+
+cdef int push_message(h2_stream *s, const uint8_t *data, uint32_t size, uint32_t total) noexcept nogil:
+    """The prefix of a message of `total` bytes, and bytes of it."""
+    cdef h2_chunk *c
+    if s.begun_left:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"answer_within_another")
+        return -1
+    c = push_chunk(s, data, size)
+    if c == NULL:
+        return -1
+    c.head[0] = 0
+    put_be32(c.head + 1, total)
+    c.head_size = GRPC_PREFIX_BYTES
+    s.out_bytes += GRPC_PREFIX_BYTES
     return 0
 
 
-cdef int flow(h2_stream *s) noexcept nogil:
-    """Have nghttp2 take up what the stream has to send."""
+cdef uint8_t *h2_pen_open(h2_stream *s, uint32_t size) noexcept nogil:
+    # A second block in a row is large: who has that much to say has more.
+    cdef bint small = s.pen == NULL and size <= PEN_SMALL_BYTES - sizeof(h2_chunk)
+    cdef int which = SPARE_SMALL if small else SPARE_LARGE
+    cdef h2_chunk *c
+    if s.begun_left:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"answer_within_another")
+        return NULL
+    c = spare_take(s.conn.server, which)
+    if c == NULL:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+        return NULL
+    pen_close(s)
+    c.next = NULL
+    c.data = <uint8_t *>c + sizeof(h2_chunk)
+    c.size = c.sent = 0
+    c.kind = CHUNK_PEN_SMALL if small else CHUNK_PEN_LARGE
+    c.head_size = c.head_sent = 0
+    if s.out_tail == NULL:
+        s.out_head = c
+    else:
+        s.out_tail.next = c
+    s.out_tail = c
+    s.pen = <uint8_t *>c.data
+    s.pen_end = <uint8_t *>c + spare_size(which)
+    keep_answer(s, spare_size(which))
+    check_unread(s)
+    return s.pen
+
+
+cdef int h2_flow(h2_stream *s) noexcept nogil:
     cdef nghttp2_nv nv[2]
     cdef nghttp2_data_provider provider
     cdef int rc = 0
@@ -314,6 +441,8 @@ cdef int flow(h2_stream *s) noexcept nogil:
         set_nv(&nv[1], b"content-type", 12, b"application/grpc", 16, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
         provider.source.ptr = s
         provider.read_callback = read_answer
+        if s.flags & STREAM_BIDI and not s.flags & STREAM_ANSWERED:
+            guard_answered(&s.conn.guard)   # the stream may be reset by its client, which has been served
         rc = nghttp2_submit_response(s.conn.session, s.id, nv, 2, &provider)
     elif s.flags & STREAM_DEFERRED:
         s.flags &= ~<uint32_t>STREAM_DEFERRED
@@ -329,23 +458,39 @@ cdef int h2_reply(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nog
     if s.flags & STREAM_ANSWERED:
         return 0
     decide(s, 0)
-    if push_chunk(s, data, size, True, size) < 0:
+    if push_message(s, data, size, size) < 0:
         return -1
     s.out_ended = True
-    return flow(s)
+    return h2_flow(s)
 
 
 cdef int h2_message(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
     if s.flags & STREAM_ANSWERED:
         return 0
-    return -1 if push_chunk(s, data, size, True, size) < 0 else flow(s)
+    return -1 if push_message(s, data, size, size) < 0 else h2_flow(s)
+
+
+cdef int h2_lend_event(h2_stream *s, const uint8_t *head, uint32_t head_size, int64_t watch_id,
+                       const uint8_t *events, uint32_t events_size) noexcept nogil:
+    cdef h2_chunk *c
+    if s.begun_left:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"answer_within_another")
+        return -1
+    c = push_chunk(s, events, events_size)
+    if c == NULL:
+        return -1
+    c.head_size = <uint8_t>(put_event_head(c.head, head, head_size, watch_id, events_size) - c.head)
+    s.out_bytes += c.head_size
+    return h2_flow(s)
 
 
 cdef int h2_begin(h2_stream *s, uint32_t total) noexcept nogil:
     if s.flags & STREAM_ANSWERED:
         return 0
+    if push_message(s, NULL, 0, total) < 0:
+        return -1
     s.begun_left = total
-    return -1 if push_chunk(s, NULL, 0, True, total) < 0 else flow(s)
+    return h2_flow(s)
 
 
 cdef int h2_part(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
@@ -355,7 +500,7 @@ cdef int h2_part(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogi
         set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"answer_longer_than_begun")
         return -1
     s.begun_left -= size
-    return -1 if push_chunk(s, data, size, False, 0) < 0 else flow(s)
+    return -1 if push_chunk(s, data, size) == NULL else h2_flow(s)
 
 
 cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) noexcept nogil:
@@ -372,7 +517,7 @@ cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) no
     s.out_ended = True
     h2_drop_request(s)
     if s.flags & STREAM_STARTED:
-        return flow(s)
+        return h2_flow(s)
     s.flags |= STREAM_STARTED
     if submit_status(s, b"415" if s.http_status == 415 else b"405" if s.http_status == 405
                      else b"400" if s.http_status == 400 else b"200", False) == NGHTTP2_ERR_NOMEM:
@@ -397,7 +542,7 @@ cdef void h2_settle(h2_server *server) noexcept nogil:
         s.in_borrowers = False
         c = s.out_head
         while c != NULL:
-            if c.borrowed:
+            if c.kind == CHUNK_BORROWED:
                 left = c.size - c.sent
                 copy = NULL
                 if left:
@@ -413,12 +558,7 @@ cdef void h2_settle(h2_server *server) noexcept nogil:
                     s.out_bytes -= c.size - c.sent
                 c.size = left
                 c.sent = 0
-                c.borrowed = False
-                s.conn.answer_bytes += left
-                hold(s.conn, left)
-                server.counters.answer_buffer_bytes += left
+                c.kind = CHUNK_OWNED
+                keep_answer(s, left)
             c = c.next
-        if server.counters.answer_buffer_bytes > server.counters.answer_buffer_peak:
-            server.counters.answer_buffer_peak = server.counters.answer_buffer_bytes
-        if s.conn.answer_bytes > H2_ANSWER_BUFFER_MAX:
-            set_fatal(s.conn, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_unread_answers")
+        check_unread(s)

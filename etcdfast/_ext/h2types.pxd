@@ -22,6 +22,10 @@ cdef enum:
     H2_WEIGHTS = 53                   # size classes of h2budget.pxd: 64 bits without the lowest 12, and none
     H2_OUT_BYTES = 262144             # pulled per connection and turn
     H2_OUT_SLACK_BYTES = 73728        # one frame or one header block beyond it
+    # A bidi stream gets window back in steps, and none while this much of its answers is not sent: a client that
+    # sends and never reads has one window of requests under way.
+    H2_WINDOW_STEP = 16384
+    H2_UNSENT_BYTES_MAX = 65536
 
 cdef enum:
     STREAM_REQUEST_ENDED = 1   # the client's END_STREAM came
@@ -36,6 +40,25 @@ cdef enum:
     STREAM_GRANT_WAITS = 512
     STREAM_CANCELLABLE = 1024  # apply may hold a cursor for it
     STREAM_HEALTH_WATCH = 2048
+    STREAM_BIDI = 4096         # many requests, in order; each a CALL of its own
+    STREAM_COUNTED = 8192      # CREDIT counts every byte of DATA, gRPC prefixes too (Watch)
+    STREAM_HALF_OWED = 16384   # the client's END_STREAM came, HALF waits behind its messages
+    STREAM_NEW_ID = 32768      # LeaseGrant without an id
+
+
+# How the memory of a chunk's data is kept.
+cdef enum:
+    CHUNK_OWNED = 0            # data is malloc's, or NULL
+    CHUNK_BORROWED = 1         # data lies in the ring, only until h2_settle
+    CHUNK_PEN_SMALL = 2        # data follows the chunk in a block of PEN_SMALL_BYTES
+    CHUNK_PEN_LARGE = 3        # of PEN_LARGE_BYTES
+
+# Blocks of the pens (h2pen.pxd), chunk included, and of chunks alone. Spare ones are kept up to a bound.
+cdef enum:
+    PEN_SMALL_BYTES = 4096
+    PEN_LARGE_BYTES = 16384
+    PEN_SPARE_BYTES_MAX = 8388608
+    CHUNK_HEAD_BYTES = 64      # gRPC prefix, ResponseHeader (46 at most) and watch id (11 at most)
 
 
 ctypedef struct h2_chunk:
@@ -43,15 +66,22 @@ ctypedef struct h2_chunk:
     const uint8_t *data
     uint32_t size
     uint32_t sent
-    uint8_t head[5]            # gRPC prefix that goes before data
-    uint8_t head_left
-    bint borrowed              # data lies in the ring, only until h2_settle
+    uint8_t kind               # CHUNK_*
+    uint8_t head_size          # bytes of head that go before data
+    uint8_t head_sent
+    uint8_t head[CHUNK_HEAD_BYTES]
 
 
 ctypedef struct h2_stream:
+    # What a watch event for the stream touches comes first: one cache line.
     h2_conn *conn
     int32_t id
     uint32_t flags             # STREAM_*
+    uint8_t *pen               # where the next message goes, in the block at out_tail; NULL when none is open
+    uint8_t *pen_end
+    uint64_t out_bytes
+    h2_chunk *out_tail
+    uint32_t begun_left        # bytes of the message begun that are still to come
     uint8_t method             # RPC_* id
     uint8_t encoding_refused
     uint16_t http_status       # 0, or why the headers are refused
@@ -68,18 +98,19 @@ ctypedef struct h2_stream:
     uint32_t room
     uint32_t grant             # window opened beyond the initial one
     h2_stream *grant_next
+    # of a bidi stream: buf holds whole messages that wait for room in a ring, then the beginning of one
+    uint32_t taken             # bytes of buf whose messages are in the ring
+    uint32_t whole             # bytes of buf that are whole messages, taken ones included
+    uint32_t window_used       # received since the window was looked at
     # answer
     h2_chunk first             # saves an allocation for the usual single chunk
     bint first_used
     h2_chunk *out_head
-    h2_chunk *out_tail
-    uint64_t out_bytes
     bint out_ended
     uint8_t code               # gRPC status
     char *text                 # percent encoded grpc-message, owned; or NULL
     uint32_t text_size
     uint32_t text_held         # counted for note and text
-    uint32_t begun_left        # bytes of the message begun that are still to come
     h2_stream *borrow_next     # in server.borrowers
     bint in_borrowers
     uint32_t sent_bytes        # sent since the last CREDIT
@@ -94,6 +125,7 @@ ctypedef struct h2_stream:
     bint deadline_is_clients
     h2_stream *late_next
     h2_stream *late_prev
+    uint32_t late_bytes        # counted for it while it waits
     uint8_t late_ring
     uint8_t late_kind
     h2_stream *list_next       # all streams of the connection, or the free list
@@ -106,6 +138,9 @@ ctypedef struct h2_conn:
     h2_guard guard
     h2_stream *streams
     uint32_t stream_count
+    h2_stream **bidi           # its bidi streams by id, see bidimap.pxd; owned
+    uint32_t bidi_mask
+    uint32_t bidi_count
     h2_stream *open            # whose header block is being read
     h2_stream *loaner          # whose request is on loan
     uint32_t header_bytes      # of the open block
@@ -132,6 +167,7 @@ ctypedef struct h2_conn:
 
 ctypedef void (*h2_event)(h2_conn *, h2_stream *) noexcept nogil
 ctypedef void (*h2_call)(h2_conn *, h2_stream *, const uint8_t *, uint32_t) noexcept nogil
+ctypedef bint (*h2_take)(h2_conn *, h2_stream *, const uint8_t *, uint32_t) noexcept nogil
 
 
 ctypedef struct h2_route:
@@ -159,8 +195,13 @@ ctypedef struct h2_server:
     nghttp2_mem mem
     block_pool pool            # behind mem
     h2_stream *free_streams
+    h2_chunk *spare[3]         # free blocks: chunks alone, small and large pens
+    uint64_t spare_bytes
     h2_route *routes           # open addressing, routes_mask + 1 entries
     uint32_t routes_mask
+    uint64_t bidi_methods      # bit of each RPC_* id
+    uint64_t counted_methods
+    uint32_t bidi_factor       # of the hash of stream ids: odd, not known outside
     uint32_t message_bytes_max
     uint32_t streams_max
     uint64_t ping_min_ns
@@ -176,6 +217,9 @@ ctypedef struct h2_server:
     h2_stream *sent            # streams that owe CREDIT
     h2_event on_open           # headers are in order
     h2_call on_call            # the whole request is there
+    h2_take on_message         # a message of a bidi stream; False: kept until h2_taken
+    h2_event on_half           # a bidi stream's client has sent its last message
+    h2_event on_refused        # a bidi stream was answered here while the owner may work for it
     h2_event on_gone           # last use of the stream
     void *owner
     h2_counters *counters

@@ -28,5 +28,3 @@ cdef h2_stream *h2_find(h2_conn *conn, uint32_t stream_id) noexcept nogil
 cdef void h2_ping(h2_conn *conn) noexcept nogil
 # Graceful end: step 0 announces, step 1 fixes the last stream.
 cdef void h2_shutdown(h2_conn *conn, int step) noexcept nogil
-# Inside on_call: the request must outlive the call, at s.buf + 5.
-cdef void h2_keep_request(h2_stream *s) noexcept nogil

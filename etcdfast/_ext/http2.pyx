@@ -1,18 +1,20 @@
 """HTTP/2 sessions on nghttp2: see http2.pxd. nghttp2 keeps the protocol's state machine, h2guard.pxd the
-limits it lacks, h2stream the streams."""
+limits it lacks, h2request and h2stream the streams."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from etcdfast._ext.blockpool cimport block_calloc, block_free, block_malloc, block_pool_free, block_realloc
+from etcdfast._ext.bidimap cimport bidi_add, bidi_find
 from etcdfast._ext.grpcwire cimport (
-    GRPC_INTERNAL, GRPC_INVALID_ARGUMENT, GRPC_PREFIX_BYTES, GRPC_RESOURCE_EXHAUSTED, GRPC_UNIMPLEMENTED, be32,
-    decimal, grpc_timeout_ns, put_be32,
+    GRPC_INTERNAL, GRPC_INVALID_ARGUMENT, GRPC_UNIMPLEMENTED, grpc_timeout_ns, put_be32,
 )
-from etcdfast._ext.h2budget cimport hold, hold_text, weight_unlink
+from etcdfast._ext.h2budget cimport hold_text, weight_unlink
 from etcdfast._ext.h2guard cimport H2_HEADER_BYTES_MAX, guard_init, guard_reset, guard_scan
-from etcdfast._ext.h2stream cimport h2_drop_stream, h2_end, h2_new_stream, h2_say, h2_send_data, h2_want_grant
+from etcdfast._ext.h2pen cimport spare_free
+from etcdfast._ext.h2request cimport h2_end_request, h2_keep_request, h2_take_data
+from etcdfast._ext.h2stream cimport h2_drop_stream, h2_end, h2_give_window, h2_new_stream, h2_send_data
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.nghttp2 cimport *
 
@@ -123,124 +125,15 @@ cdef void open_call(h2_conn *conn, h2_stream *s) noexcept nogil:
         if s.encoding_refused:
             refuse_text(s, GRPC_UNIMPLEMENTED, b"grpc: Decompressor is not installed for grpc-encoding \"", b"\"")
             return
-        s.flags |= STREAM_OPENED
-        conn.server.on_open(conn, s)
-
-
-cdef void take_data(h2_conn *conn, h2_stream *s, const uint8_t *data, size_t size) noexcept nogil:
-    """Bytes of the request, which is one prefixed message."""
-    cdef uint32_t need, room
-    cdef uint8_t *grown
-    cdef char text[128]
-    cdef size_t n
-    if s.have == 0 and s.loan == NULL and size >= GRPC_PREFIX_BYTES and data[0] == 0 and \
-            <uint64_t>be32(data + 1) + GRPC_PREFIX_BYTES == size and size <= conn.server.message_bytes_max:
-        s.loan = data
-        s.loan_size = <uint32_t>size
-        conn.loaner = s
-        return
-    if s.loan != NULL:
-        too_many_messages(s)
-        return
-    while size:
-        if s.have < GRPC_PREFIX_BYTES:
-            need = GRPC_PREFIX_BYTES
-        else:
-            need = be32(s.buf + 1) + GRPC_PREFIX_BYTES
-            if s.have == need:
-                too_many_messages(s)
-                return
-        if s.have + size < need:
-            n = size
-        else:
-            n = need - s.have
-        if s.have + n > s.room:
-            room = s.room * 2 if s.room else 512
-            if room < s.have + n:
-                room = <uint32_t>(s.have + n)
-            if need > GRPC_PREFIX_BYTES and room > need:
-                room = need
-            grown = <uint8_t *>realloc(s.buf, room)
-            if grown == NULL:
+        if conn.server.bidi_methods >> s.method & 1:
+            if bidi_add(conn, s) < 0:
                 set_fatal(conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
                 return
-            s.buf = grown
-            conn.request_bytes += room - s.room
-            hold(conn, room - s.room)
-            conn.server.counters.request_buffer_bytes += room - s.room
-            s.room = room
-            if conn.request_bytes > H2_REQUEST_BUFFER_MAX:
-                set_fatal(conn, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_buffered_requests")
-                return
-        memcpy(s.buf + s.have, data, n)
-        s.have += <uint32_t>n
-        data += n
-        size -= n
-        if s.have == GRPC_PREFIX_BYTES and need == GRPC_PREFIX_BYTES:
-            if s.buf[0] > 1:
-                memcpy(text, b"grpc: received unexpected payload format ", 41)
-                n = 41 + decimal(<uint8_t *>text + 41, s.buf[0])
-                h2_end(s, GRPC_INTERNAL, text, <uint32_t>n)
-                return
-            if s.buf[0] == 1:
-                h2_say(s, GRPC_INTERNAL, b"grpc: compressed flag set with identity or empty encoding")
-                return
-            need = be32(s.buf + 1)
-            if need > conn.server.message_bytes_max:
-                memcpy(text, b"grpc: received message larger than max (", 40)
-                n = 40 + decimal(<uint8_t *>text + 40, need)
-                memcpy(text + n, b" vs. ", 5)
-                n += 5
-                n += decimal(<uint8_t *>text + n, conn.server.message_bytes_max)
-                text[n] = 41
-                h2_end(s, GRPC_RESOURCE_EXHAUSTED, text, <uint32_t>n + 1)
-                return
-            if need + GRPC_PREFIX_BYTES > H2_STREAM_WINDOW:
-                h2_want_grant(s)
-
-
-cdef void too_many_messages(h2_stream *s) noexcept nogil:
-    h2_say(s, GRPC_INTERNAL, b"cardinality violation: received multiple request messages for non-client-streaming RPC")
-
-
-cdef void end_request(h2_conn *conn, h2_stream *s) noexcept nogil:
-    """END_STREAM came: the message must be whole."""
-    s.flags |= STREAM_REQUEST_ENDED
-    if s.flags & STREAM_ANSWERED or not s.flags & STREAM_OPENED:
-        return
-    if s.loan != NULL:
-        conn.loaner = NULL
-        conn.server.on_call(conn, s, s.loan + GRPC_PREFIX_BYTES, s.loan_size - GRPC_PREFIX_BYTES)
-        s.loan = NULL
-    elif s.have == 0:
-        h2_say(s, GRPC_INTERNAL, b"cardinality violation: received no request message from non-client-streaming RPC")
-    elif s.have < GRPC_PREFIX_BYTES or s.have < be32(s.buf + 1) + GRPC_PREFIX_BYTES:
-        h2_say(s, GRPC_INTERNAL, b"unexpected EOF")
-    else:
-        conn.server.on_call(conn, s, s.buf + GRPC_PREFIX_BYTES, s.have - GRPC_PREFIX_BYTES)
-
-
-cdef void h2_keep_request(h2_stream *s) noexcept nogil:
-    cdef h2_conn *conn = s.conn
-    cdef const uint8_t *data = s.loan
-    cdef uint8_t *buf
-    if data == NULL:
-        return
-    if conn.loaner == s:
-        conn.loaner = NULL
-    s.loan = NULL
-    buf = <uint8_t *>malloc(s.loan_size)
-    if buf == NULL:
-        set_fatal(conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
-        return
-    memcpy(buf, data, s.loan_size)
-    s.buf = buf
-    s.have = s.room = s.loan_size
-    conn.request_bytes += s.room
-    hold(conn, s.room)
-    conn.server.counters.request_buffer_bytes += s.room
-    if conn.request_bytes > H2_REQUEST_BUFFER_MAX:
-        set_fatal(conn, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_buffered_requests")
+            s.flags |= STREAM_BIDI
+            if conn.server.counted_methods >> s.method & 1:
+                s.flags |= STREAM_CREDITED | STREAM_COUNTED
+        s.flags |= STREAM_OPENED
+        conn.server.on_open(conn, s)
 
 
 # ---- nghttp2's callbacks
@@ -335,7 +228,12 @@ cdef int on_frame_recv(nghttp2_session *session, const nghttp2_frame *frame, voi
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
             s = <h2_stream *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
             if s != NULL:
-                end_request(conn, s)
+                h2_end_request(conn, s)
+        elif conn.bidi != NULL:
+            s = bidi_find(conn, <uint32_t>frame.hd.stream_id)
+            if s != NULL:
+                s.window_used += <uint32_t>frame.hd.length   # with the padding
+                h2_give_window(s)
     elif frame.hd.type == NGHTTP2_HEADERS:
         s = conn.open
         conn.open = NULL
@@ -346,7 +244,7 @@ cdef int on_frame_recv(nghttp2_session *session, const nghttp2_frame *frame, voi
         elif frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
             s = <h2_stream *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
         if s != NULL and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
-            end_request(conn, s)
+            h2_end_request(conn, s)
     elif frame.hd.type == NGHTTP2_PING and not frame.hd.flags & NGHTTP2_FLAG_ACK:
         on_ping(conn)
     return NGHTTP2_ERR_CALLBACK_FAILURE if conn.fatal else 0
@@ -359,7 +257,7 @@ cdef int on_data_chunk(nghttp2_session *session, uint8_t flags, int32_t stream_i
     nghttp2_session_consume_connection(session, size)
     s = <h2_stream *>nghttp2_session_get_stream_user_data(session, stream_id)
     if s != NULL and not s.flags & STREAM_ANSWERED and s.flags & STREAM_OPENED and size:
-        take_data(conn, s, data, size)
+        h2_take_data(conn, s, data, size)
         if conn.fatal:
             return NGHTTP2_ERR_CALLBACK_FAILURE
     return 0
@@ -431,6 +329,7 @@ cdef void h2_server_free(h2_server *server) noexcept nogil:
         s = server.free_streams
         server.free_streams = s.list_next
         free(s)
+    spare_free(server)
     block_pool_free(&server.pool)
 
 

@@ -140,6 +140,7 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     int nghttp2_session_set_stream_user_data(nghttp2_session *, int32_t, void *)
     int nghttp2_session_consume_connection(nghttp2_session *, size_t)
     int nghttp2_session_set_local_window_size(nghttp2_session *, uint8_t, int32_t, int32_t)
+    int32_t nghttp2_session_get_stream_local_window_size(nghttp2_session *, int32_t)
     int nghttp2_session_resume_data(nghttp2_session *, int32_t)
     int32_t nghttp2_session_get_last_proc_stream_id(nghttp2_session *)
     int nghttp2_submit_settings(nghttp2_session *, uint8_t, const nghttp2_settings_entry *, size_t)

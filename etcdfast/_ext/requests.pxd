@@ -22,6 +22,7 @@ ctypedef struct request_facts:
     uint8_t read_only        # Txn: every operation is a range
     uint8_t serializable     # Range, or Txn of serializable ranges only; MemberList: not linearizable
     uint8_t physical         # Compact waits for the removal
+    uint8_t new_id           # LeaseGrant that leaves the id to the server
 
 
 # 0, an ERR_ id, or REQUEST_*. `facts` is filled whenever the result is not negative: the quota comes

@@ -9,6 +9,7 @@ class Verdict(NamedTuple):
     read_only: bool
     serializable: bool
     physical: bool
+    new_id: bool
 
 def check(method: int, message: bytes, txn_ops_max: int = 128) -> Verdict:
     """Judge one gRPC message of RPC id `method`.

@@ -11,14 +11,16 @@ from etcdfast._ext.errids cimport (
     ERR_RANGE_STREAM_FILTER, ERR_RANGE_STREAM_SORT, ERR_TOO_MANY_OPS, ERR_VALUE_PROVIDED,
 )
 from etcdfast._ext.rpcids cimport (
-    RPC_COMPACT, RPC_DELETE_RANGE, RPC_MEMBER_LIST, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN,
+    RPC_COMPACT, RPC_DELETE_RANGE, RPC_ELECTION_PROCLAIM, RPC_ELECTION_RESIGN, RPC_LEASE_GRANT, RPC_MEMBER_LIST,
+    RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN, RPC_WATCH,
 )
 from etcdfast._ext.wire cimport (
-    WIRE_BYTES, WIRE_END, WIRE_MORE, WIRE_VARINT, wire_cursor, wire_field, wire_next,
+    WIRE_BYTES, WIRE_END, WIRE_MORE, WIRE_VARINT, wire_cursor, wire_field, wire_next, wire_varint,
 )
 
 cdef enum:
     PUT_OVERHEAD_BYTES = 256   # etcd's estimate of what a key costs beside key and value
+    LEASE_COST_BYTES = 64      # and of what a lease costs
 
 cdef enum:
     OP_NONE = 0
@@ -77,6 +79,65 @@ cdef int parse_any(const uint8_t *data, uint64_t size) noexcept nogil:
         more = wire_next(&c, &f)
         if more != WIRE_MORE:
             return 0 if more == WIRE_END else REQUEST_MALFORMED
+
+
+cdef int parse_nested(const uint8_t *data, uint64_t size, uint32_t fields) noexcept nogil:
+    """A message of which the `fields` (bit of each number) are messages of plain fields."""
+    cdef wire_cursor c = over(data, size)
+    cdef wire_field f
+    cdef int more
+    while True:
+        more = wire_next(&c, &f)
+        if more != WIRE_MORE:
+            return 0 if more == WIRE_END else REQUEST_MALFORMED
+        if f.type == WIRE_BYTES and f.number < 32 and fields >> f.number & 1 and parse_any(f.data, f.size) < 0:
+            return REQUEST_MALFORMED
+
+
+cdef int parse_watch_create(const uint8_t *data, uint64_t size) noexcept nogil:
+    cdef wire_cursor c = over(data, size)
+    cdef wire_cursor packed
+    cdef wire_field f
+    cdef uint64_t filter
+    cdef int more
+    while True:
+        more = wire_next(&c, &f)
+        if more != WIRE_MORE:
+            return 0 if more == WIRE_END else REQUEST_MALFORMED
+        if f.number == 5 and f.type == WIRE_BYTES:
+            packed = over(f.data, f.size)
+            while packed.pos < packed.end:
+                if wire_varint(&packed, &filter) < 0:
+                    return REQUEST_MALFORMED
+
+
+cdef int parse_watch(const uint8_t *data, uint64_t size) noexcept nogil:
+    cdef wire_cursor c = over(data, size)
+    cdef wire_field f
+    cdef int more
+    while True:
+        more = wire_next(&c, &f)
+        if more != WIRE_MORE:
+            return 0 if more == WIRE_END else REQUEST_MALFORMED
+        if f.type != WIRE_BYTES:
+            continue
+        if f.number == 1 and parse_watch_create(f.data, f.size) < 0:
+            return REQUEST_MALFORMED
+        if 2 <= f.number <= 3 and parse_any(f.data, f.size) < 0:
+            return REQUEST_MALFORMED
+
+
+cdef int parse_lease_grant(const uint8_t *data, uint64_t size, uint64_t *lease) noexcept nogil:
+    cdef wire_cursor c = over(data, size)
+    cdef wire_field f
+    cdef int more
+    lease[0] = 0
+    while True:
+        more = wire_next(&c, &f)
+        if more != WIRE_MORE:
+            return 0 if more == WIRE_END else REQUEST_MALFORMED
+        if f.number == 2 and f.type == WIRE_VARINT:
+            lease[0] = f.value
 
 
 cdef int parse_range(const uint8_t *data, uint64_t size, range_t *r) noexcept nogil:
@@ -593,6 +654,7 @@ cdef int request_check(int method, const uint8_t *data, uint64_t size, uint32_t 
     cdef txn_facts t
     cdef wire_cursor c
     cdef wire_field f
+    cdef uint64_t lease
     cdef int rc
     memset(facts, 0, sizeof(request_facts))
     if method == RPC_PUT:
@@ -627,6 +689,16 @@ cdef int request_check(int method, const uint8_t *data, uint64_t size, uint32_t 
         if parse_delete(data, size, &d) < 0:
             return REQUEST_MALFORMED
         return ERR_EMPTY_KEY if d.key.size == 0 else 0
+    if method == RPC_WATCH:
+        return parse_watch(data, size)
+    if method == RPC_LEASE_GRANT:
+        if parse_lease_grant(data, size, &lease) < 0:
+            return REQUEST_MALFORMED
+        facts.cost = LEASE_COST_BYTES
+        facts.new_id = lease == 0
+        return 0
+    if method == RPC_ELECTION_PROCLAIM or method == RPC_ELECTION_RESIGN:
+        return parse_nested(data, size, 1 << 1)
     if parse_any(data, size) < 0:
         return REQUEST_MALFORMED
     if method == RPC_COMPACT or method == RPC_MEMBER_LIST:
@@ -642,7 +714,7 @@ cdef int request_check(int method, const uint8_t *data, uint64_t size, uint32_t 
     return 0
 
 
-Verdict = namedtuple("Verdict", "error malformed cost read_only serializable physical")
+Verdict = namedtuple("Verdict", "error malformed cost read_only serializable physical new_id")
 
 
 def check(int method, bytes message not None, uint32_t txn_ops_max=128):
@@ -656,4 +728,4 @@ def check(int method, bytes message not None, uint32_t txn_ops_max=128):
     if rc == REQUEST_NO_MEMORY:
         raise MemoryError
     return Verdict(max(rc, 0), rc == REQUEST_MALFORMED, facts.cost, bool(facts.read_only),
-                   bool(facts.serializable), bool(facts.physical))
+                   bool(facts.serializable), bool(facts.physical), bool(facts.new_id))

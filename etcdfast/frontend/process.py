@@ -63,7 +63,7 @@ def serve(boot):
 def settings(config):
     """Arguments of FrontLoop that follow from the configuration and the tables."""
     return {
-        "rpcs": [(rpc.id, rpc.path.encode(), rpc.route) for rpc in RPCS],
+        "rpcs": [(rpc.id, rpc.path.encode(), rpc.kind, rpc.route) for rpc in RPCS],
         "errors": [(row.code, row.text.encode()) for row in ERRORS],
         "message_bytes_max": config.message_bytes_max,
         "txn_ops_max": config.max_txn_ops,
