@@ -246,9 +246,7 @@ cdef void flush_conn(loop_t *loop, conn_t *conn) noexcept nogil:
         kill_conn(loop, conn)
     elif conn.pending == NULL:
         if rc == 1:
-            conn.h2.dirty = True
-            conn.h2.dirty_next = loop.server.dirty
-            loop.server.dirty = conn.h2
+            mark_dirty(conn.h2)
         elif h2_finished(conn.h2):
             close_h2(conn)
             start_linger(loop, conn)
@@ -276,10 +274,8 @@ cdef void on_writable(loop_t *loop, conn_t *conn) noexcept nogil:
     if conn.state == CONN_CLOSING:
         start_linger(loop, conn)
         return
-    if conn.h2 != NULL and not conn.h2.dirty:
-        conn.h2.dirty = True
-        conn.h2.dirty_next = loop.server.dirty
-        loop.server.dirty = conn.h2
+    if conn.h2 != NULL:
+        mark_dirty(conn.h2)
     if conn.readable or conn.peer_done:
         ready_add(loop, conn)
 

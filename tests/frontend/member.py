@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -48,6 +49,14 @@ from etcdfast.frontend import process
 usual = process.settings
 process.settings = lambda config: usual(config) | {{"{deadline}": 1.0}}
 """
+
+
+def events_record(targets, head, events):
+    """Payload of an EVENTS record; targets are (slot, generation, stream, watch id)."""
+    packed = b"".join(
+        struct.pack("=IIIIq", slot, generation, stream, 0, wid) for slot, generation, stream, wid in targets
+    )
+    return struct.pack("=II", len(targets), len(head)) + packed + head + events
 
 
 class Frontend:
@@ -148,16 +157,16 @@ class Frontend:
 
     def push(self, record, kind, payload=b"", **fields):
         """One answer record for the call of `record`; waits for room while the frontend lives."""
-        fields.setdefault("method", record["method"])
-        done = lambda: self.answers.push(  # noqa: E731
-            KINDS[kind],
-            payload,
-            slot=record["slot"],
-            generation=record["generation"],
-            stream=record["stream"],
-            frontend=record["frontend"],
-            **fields,
-        )
+        for name in ("method", "slot", "generation", "stream", "frontend"):
+            fields.setdefault(name, record[name])
+        self._push(KINDS[kind], payload, fields)
+
+    def push_events(self, targets, head, events):
+        """One EVENTS record, as `push`."""
+        self._push(KINDS["EVENTS"], events_record(targets, head, events), {"method": RPC_IDS["Watch"]})
+
+    def _push(self, kind, payload, fields):
+        done = lambda: self.answers.push(kind, payload, **fields)  # noqa: E731
         with self.lock:
             if not done():
                 # Nobody makes room any more in the ring of a frontend that has ended.

@@ -76,11 +76,11 @@ def test_a_call_takes_its_road(frontend, service, method, body, ring, kind):
         ),
         ("etcdserverpb.KV", "Nothing", b"", "UNIMPLEMENTED", "unknown method Nothing for service etcdserverpb.KV"),
         (
-            "etcdserverpb.Lease",
-            "LeaseGrant",
+            "etcdserverpb.Auth",
+            "AuthEnable",
             b"",
             "UNIMPLEMENTED",
-            "unknown method LeaseGrant for service etcdserverpb.Lease",
+            "unknown method AuthEnable for service etcdserverpb.Auth",
         ),
         ("no.Such", "Thing", b"", "UNIMPLEMENTED", "unknown service no.Such"),
         (
