@@ -100,7 +100,7 @@ def observe(services, call, payload):
         seen = space.current_revision
         if record is None:
             record, changes = yield from _first_put(space, prefix)
-            if record is None:
+            if record is None or not call.may_send:
                 continue
             seen = 0
         kv = _record(record)
