@@ -37,7 +37,18 @@ class WatchStep:
     flag: bool = False
 
 
-KINDS = ("toggle", "settle", "compact", "duplicate", "refused", "negative", "unknown", "nothing", "progress")
+KINDS = (
+    "toggle",
+    "settle",
+    "compact",
+    "duplicate",
+    "refused",
+    "negative",
+    "unknown",
+    "nothing",
+    "progress",
+    "reconnect",
+)
 
 
 def step_at(seed: int, index: int, state: State) -> Call | WatchStep:
@@ -52,12 +63,14 @@ def step_at(seed: int, index: int, state: State) -> Call | WatchStep:
         request = _create(rng, state, index)
         # number: how likely a slot with a past is opened anew rather than resumed; flag: settle before a cancel.
         return WatchStep(index, "toggle", rng.randrange(SLOTS), request, rng.randrange(100), rng.random() < 0.5)
-    kind = rng.choices(KINDS[1:], (26, 7, 12, 12, 8, 10, 6, 19))[0]
+    kind = rng.choices(KINDS[1:], (26, 7, 12, 12, 8, 8, 5, 17, 5))[0]
     slot = rng.randrange(SLOTS)
     if kind == "compact":
         return WatchStep(index, kind, number=_compaction(rng, state), flag=rng.random() < 0.5)
     if kind == "unknown":
         return WatchStep(index, kind, slot, number=rng.choice((10_000_000, -3, INT64_MAX, INT64_MIN)))
+    if kind == "reconnect":
+        return WatchStep(index, kind, slot, flag=rng.random() < 0.5)
     request = _create(rng, state, index)
     if kind == "negative":
         request.start_revision = rng.choice((-1, -2, -rng.randint(3, 1000), INT64_MIN))

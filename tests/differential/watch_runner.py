@@ -85,11 +85,20 @@ class Side:
     def __init__(self, server: Server, client: Client, falsify: Falsify | None = None) -> None:
         self.is_etcd = server.kind == "etcd"
         self.client = client
-        shared = client.channel  # streams 0 and 1 share the connection of the writes
-        self.streams = [
-            WatchStream(client.endpoint, channel=shared if number < 2 else None, falsify=falsify)
-            for number in range(STREAMS)
-        ]
+        self._falsify = falsify
+        self.streams = [self._stream(number) for number in range(STREAMS)]
+
+    def _stream(self, number: int) -> WatchStream:
+        # Streams 0 and 1 share the connection of the writes.
+        channel = self.client.channel if number < 2 else None
+        return WatchStream(self.client.endpoint, channel=channel, falsify=self._falsify)
+
+    def reopen(self, number: int) -> None:
+        old = self.streams[number]
+        old.close()
+        if old.strays:
+            raise Mismatch(f"an answer for no watch: {_text(old.strays[0])}")
+        self.streams[number] = self._stream(number)
 
     def close(self) -> None:
         for stream in self.streams:
@@ -258,6 +267,20 @@ class WatchPair:
                     f"{self._name(side)}: progress answered at {self.state.current} on stream {number}, whose watches "
                     f"start at {starts}: {_text(stream.progress_responses[-1])}"
                 )
+
+    def reconnect(self, step: WatchStep) -> None:
+        """A stream ends under its watches and is opened again; the slots may resume them on the new one."""
+        if step.flag:
+            self.settle()
+        number = step.slot % STREAMS
+        for side in self.sides:
+            side.reopen(number)
+        self._learn_truth()
+        for slot_number, slot in enumerate(self.slots):
+            if slot is not None and slot.stream == number:
+                slot.ended = True
+                self._compare(slot, self.state.current, whole=step.flag)
+                self._retire(slot_number, slot)
 
     # -- watches ------------------------------------------------------------------------------
 
