@@ -54,6 +54,7 @@ EXTENSIONS = {
     "longread": [],  # answers larger than a ring record: slices, credit
     "outbox": [],  # what apply sends, and its sleep
     "watchhub": [],  # watches: streams, groups, delivery, progress
+    "hubface": [],  # the watch hub for Python
     "applyloop": [],  # the turn of the apply process: rings in, answers out
     "loadh2": ["nghttp2"],  # HTTP/2 client of the load generator
     "loadstm": [],  # software transactions of the load generator
