@@ -17,10 +17,6 @@ from etcdfast._ext.watchtypes cimport (
     event_buffer, watch_group, watch_stream, watcher,
 )
 
-cdef enum:
-    NO_STOP = 0x7FFFFFFFFFFFFFFF
-
-
 cdef int64_t now_ns() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
@@ -111,8 +107,9 @@ cdef class HubFace:
         self.publish()
         return more
 
-    def catch_up(self, int64_t slice_ns=NO_STOP):
-        cdef int more = self.hub.catch_up(NO_STOP if slice_ns == NO_STOP else now_ns() + slice_ns)
+    def catch_up(self, int64_t slice_ns=1000000000):
+        """slice_ns 0: one slice."""
+        cdef int more = self.hub.catch_up(now_ns() + slice_ns)
         self.publish()
         return more
 
