@@ -53,7 +53,9 @@ EXTENSIONS = {
     "leaseops": [],  # lease entries and calls, and what falls due
     "longread": [],  # answers larger than a ring record: slices, credit
     "outbox": [],  # what apply sends, and its sleep
-    "watchhub": [],  # watches: streams, groups, delivery, progress
+    "watchcore": [],  # watches: groups, delivery, those who lag
+    "watchhub": [],  # watches: requests, changes, history, progress
+    "hubface": [],  # the watch hub for Python
     "applyloop": [],  # the turn of the apply process: rings in, answers out
     "loadh2": ["nghttp2"],  # HTTP/2 client of the load generator
     "loadstm": [],  # software transactions of the load generator
