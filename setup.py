@@ -52,6 +52,8 @@ EXTENSIONS = {
     "leasetable": [],  # leases in C memory: rows, queues, keys that hang on them
     "leaseops": [],  # lease entries and calls, and what falls due
     "longread": [],  # answers larger than a ring record: slices, credit
+    "longanswers": [],  # those under way: turns, pins, limits
+    "leaseclock": [],  # what time does to leases: expiry, checkpoints, keep-alive
     "outbox": [],  # what apply sends, and its sleep
     "watchcore": [],  # watches: groups, delivery, those who lag
     "watchhub": [],  # watches: requests, changes, history, progress

@@ -8,28 +8,33 @@ the clock but how long a slice is and when housekeeping is due.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from etcdfast._ext.kvops cimport KvOps
+from etcdfast._ext.leaseclock cimport LeaseClock
 from etcdfast._ext.kvreq cimport bytes_view
 from etcdfast._ext.mvcc cimport Mvcc
-from etcdfast._ext.longread cimport LongAnswer, asker
+from etcdfast._ext.longanswers cimport LongAnswers
+from etcdfast._ext.longread cimport asker
 from etcdfast._ext.outbox cimport FRONTENDS_MAX, Outbox
 from etcdfast._ext.outbuf cimport outbuf
 from etcdfast._ext.spin cimport spin_t
 from etcdfast._ext.ring cimport Ring, StatusPage, ipc_record, ring_view
+from etcdfast._ext.watchhub cimport WatchHub
 
 cdef enum:
     TURN_RECORDS_MAX = 4096
     TURN_BYTES_MAX = 4194304
     TURN_ANSWER_BYTES_MAX = 2097152   # more answers than this end the turn's intake
-    STREAMS_MAX = 2048                # long answers under way; more are refused
     CALLS_MAX = 64                    # sliced cold calls under way; more are refused
     CANCELS_MAX = 4096                # cancelled streams whose read may still come through consensus
-    SLICE_NS = 1000000                # of long reads per turn
-    HELD_BYTES_MAX = 268435456        # of long answers made whole; more are refused
+    SLICE_NS = 1000000                # of long reads per turn, and of history for watchers
 
 
 cdef class ApplyLoop:
     cdef readonly Mvcc mvcc
     cdef readonly KvOps ops
+    cdef readonly WatchHub hub
+    cdef readonly LeaseClock leases
+    cdef object services        # locks and elections
+    cdef bint services_due      # they have something to go on with
     cdef object cold            # ColdPath, after start
     cdef object meta_batch      # put and delete for cold entries
     cdef object compactor
@@ -56,19 +61,25 @@ cdef class ApplyLoop:
     cdef ipc_record *reads[TURN_RECORDS_MAX]
     cdef int reads_count
     cdef object deferred        # deque of reads as bytes, from turns that had no time for them
-    cdef dict streams           # (frontend, slot, generation, stream) -> LongAnswer
-    cdef object runnable        # deque of those with something to do, in turn
+    cdef readonly LongAnswers answers
     cdef list calls             # [(generator, asker as bytes)]
-    cdef int64_t held_bytes     # of answers made whole
-    cdef dict cancels           # keys as of streams, oldest first
-    cdef dict pins              # revision -> how many hold it
+    cdef dict cancels           # (frontend, slot, generation, stream), oldest first
+    cdef bint revoking          # a lease's keys go, some per turn: no batch and no further entry until all have
+    cdef asker revoke_asker
+    cdef uint64_t revoke_index
+    cdef uint64_t revoke_term
 
     cdef int turn(self) except -1
     cdef int take_committed(self) except -1
     cdef int apply_entry(self, ipc_record *r) except -1
     cdef int apply_cold(self, ipc_record *r) except -1
+    cdef int apply_lease(self, int kind, const bytes_view *message, ipc_record *r) except -1
+    cdef int go_on_revoking(self) except -1
     cdef int apply_compact(self, const bytes_view *message, ipc_record *r) except -1
     cdef int finish_batch(self) except -1
+    cdef int tell_changes(self) except -1
+    cdef int answer_own(self) except -1
+    cdef int take_service(self, ipc_record *r) except -1
     cdef int run_reads(self) except -1
     cdef int run_read(self, ipc_record *r) except -1
     cdef int start_range(self, const bytes_view *message, ipc_record *r) except -1
@@ -76,9 +87,6 @@ cdef class ApplyLoop:
     cdef int take_calls(self) except -1
     cdef int take_call(self, ipc_record *r) except -1
     cdef int run_calls(self) except -1
-    cdef int run_streams(self) except -1
-    cdef int start_stream(self, LongAnswer stream) except -1
-    cdef int end_stream(self, LongAnswer stream) except -1
     # Answer with what is in self.answer, or with an error.
     cdef int reply(self, const asker *who, int status) except -1
     cdef bint wait_awake(self) noexcept nogil

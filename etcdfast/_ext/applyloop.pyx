@@ -2,36 +2,41 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.string cimport memcpy, memset
 
+from etcdfast._ext.changes cimport kv_change
+from etcdfast._ext.clock cimport now_ns
 from etcdfast._ext.errids cimport (
     ERR_COMPACTED, ERR_CORRUPT, ERR_FUTURE_REV, ERR_NONE, ERR_NOT_CAPABLE, ERR_RANGE_STREAM_FILTER,
     ERR_RANGE_STREAM_SORT, ERR_TOO_MANY_REQUESTS,
 )
+from etcdfast._ext.kvenc cimport parse_keyvalue, stored_kv
 from etcdfast._ext.kvops cimport ALARM_CORRUPT, OPS_MALFORMED, KvOps
 from etcdfast._ext.kvreq cimport (
-    INTERNAL_COMPACT, INTERNAL_DELETE, INTERNAL_PUT, INTERNAL_TXN, SORT_ASCEND, SORT_NONE, TARGET_KEY,
+    INTERNAL_COMPACT, INTERNAL_DELETE, INTERNAL_LEASE_CHECKPOINT, INTERNAL_LEASE_GRANT, INTERNAL_LEASE_REVOKE,
+    INTERNAL_PUT, INTERNAL_TXN, SORT_ASCEND, SORT_NONE, TARGET_KEY,
     bytes_view, compact_request, decode_compact, decode_internal, decode_range, range_request,
 )
-from etcdfast._ext.longread cimport (
-    STATE_END, STREAM_ENDED, STREAM_GOING, STREAM_NO_ROOM, LongAnswer, answer_of_bytes, answer_of_run, asker,
-    asker_of, record_to,
-)
+from etcdfast._ext.leaseclock cimport LeaseClock
+from etcdfast._ext.leaseops cimport LEASE_SLICED, REVOKE_KEYS_MAX
+from etcdfast._ext.longanswers cimport LongAnswers, key_of
+from etcdfast._ext.longread cimport PART_BYTES, answer_of_bytes, answer_of_run, asker, asker_of
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbox cimport Outbox
 from etcdfast._ext.outbuf cimport outbuf, outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
 from etcdfast._ext.rangeread cimport RANGE_END, RangeRun, range_open, range_refused, range_whole
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.ring cimport (
-    IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_END, IPC_ENTRY, IPC_HARD, IPC_NOBODY, IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_STREAM_CREDIT_BYTES, Ring, StatusPage, ST_ALARMS,
-    ST_APPLIED_INDEX, ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES,
-    ST_INDEX_BYTES, ST_KEYS, ST_MEMBER_ID, ST_REVISION, ST_TERM, ipc_record, record_payload, record_payload_len,
-    ring_advance, ring_awake, ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get,
-    status_put,
+    IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_END, IPC_ENTRY, IPC_HALF, IPC_HARD, IPC_MESSAGE, IPC_PART, IPC_NOBODY,
+    IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, Ring, ST_ALARMS, ST_APPLIED_INDEX, ST_APPLIED_TERM,
+    ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
+    ST_TERM, StatusPage, ipc_record, record_payload, record_payload_len, ring_advance, ring_awake,
+    ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get, status_put,
 )
+from etcdfast._ext.watchhub cimport WatchHub
 from etcdfast._ext.rpcids cimport (
-    RPC_COMPACT, RPC_DELETE_RANGE, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN,
+    RPC_COMPACT, RPC_DELETE_RANGE, RPC_ELECTION_RESIGN, RPC_LEASE_GRANT, RPC_LEASE_KEEP_ALIVE, RPC_LEASE_LEASES, RPC_LEASE_REVOKE,
+    RPC_LEASE_TIME_TO_LIVE, RPC_LOCK, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN, RPC_WATCH,
 )
 
 from collections import deque
@@ -44,17 +49,12 @@ cdef enum:
     SLEEP_MS = 1000
     READ_NS = 2000000        # of short reads per turn and source
     DEFERRED_MAX = 4096      # reads that wait for a turn with time
+    ROOM_NS = 5000000        # until a service that found no room for its proposal looks again
     READ_BUDGET = 256        # index records that a read may look at before it is sliced
 
 
 class EntryCorrupt(Exception):
     """A committed entry that cannot be decoded: going on would part this member from the others."""
-
-
-cdef int64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
 cdef int append(outbuf *b, bytes data) except -1:
@@ -66,19 +66,19 @@ cdef int append(outbuf *b, bytes data) except -1:
     return 0
 
 
-cdef inline tuple key_of(const asker *who):
-    return who.frontend, who.slot, who.generation, who.stream
-
-
 cdef class ApplyLoop:
     """See etcdfast/apply/__main__.py for how it is put together.
 
-    `meta_batch`: put(key, value), delete(key) of other buckets; `compactor`: etcdfast.apply.compaction;
+    `hub`: watches; `leases`: what time does to leases; `meta_batch`: put(key, value), delete(key) of other
+    buckets; `compactor`: etcdfast.apply.compaction;
     `housekeeper`: called with CLOCK_MONOTONIC ns, at least every `housekeeping_ns` while the loop runs.
     """
 
-    def __cinit__(self, KvOps ops, meta_batch, compactor, housekeeper, int64_t housekeeping_ns):
+    def __cinit__(self, KvOps ops, WatchHub hub, LeaseClock leases, meta_batch, compactor, housekeeper,
+                  int64_t housekeeping_ns):
         self.ops = ops
+        self.hub = hub
+        self.leases = leases
         self.mvcc = ops.mvcc
         self.meta_batch = meta_batch
         self.compactor = compactor
@@ -87,12 +87,10 @@ cdef class ApplyLoop:
         self.rings = []
         self.ca = NULL
         self.own_page = self.consensus_page = NULL
-        self.streams = {}
-        self.runnable = deque()
+        self.answers = LongAnswers()
         self.calls = []
         self.cancels = {}
         self.deferred = deque()
-        self.pins = {}
         outbuf_init(&self.answer)
 
     def __dealloc__(self):
@@ -112,6 +110,11 @@ cdef class ApplyLoop:
         for i, ring in enumerate(from_frontends):
             self.fa[i] = &ring.view
         self.out = out
+        self.answers.out = out
+        self.leases.connect(out)
+        self.hub.ids = &self.ops.ids
+        for i in range(self.frontends):
+            self.hub.attach_ring(i, out.af[i])
         out.stopping = self.stop_asked
         self.own_page = own.page
         self.consensus_page = consensus.page
@@ -131,8 +134,9 @@ cdef class ApplyLoop:
         self.applied_index = self.stored_index = index
         self.applied_term = term
 
-    def attach_cold(self, cold):
+    def attach_cold(self, cold, services):
         self.cold = cold
+        self.services = services
 
     # ---- the loop ----
 
@@ -161,9 +165,17 @@ cdef class ApplyLoop:
         self.ops.ids.member = status_get(self.consensus_page, ST_MEMBER_ID)
         self.ops.ids.term = status_get(self.consensus_page, ST_TERM)
         self.turns += 1
-        worked |= self.take_committed()
-        if self.mvcc.batch_changes:
+        self.leases.ops.now_ns = now_ns()
+        if self.revoking:
+            worked |= self.go_on_revoking()
+        self.reads_count = 0
+        if not self.revoking:
+            worked |= self.take_committed()
+        if self.mvcc.batch_changes and not self.revoking:
+            self.mvcc.followed = self.hub.following or self.services.waiting
             self.finish_batch()
+            if self.mvcc.change_count:
+                self.tell_changes()
         self.publish()
         self.out.deliver()
         if self.reads_count or self.deferred:
@@ -174,25 +186,71 @@ cdef class ApplyLoop:
         worked |= self.take_calls()
         if self.calls:
             worked |= self.run_calls()
+        if self.leases.ops.settled_count:
+            self.leases.settle()
+        if self.out.own:
+            self.answer_own()
+        if self.services_due:
+            self.services_due = self.services.turn()
+            worked |= 1
         self.out.deliver()
-        if self.runnable:
-            worked |= self.run_streams()
+        self.hub.deliver()
         now = now_ns()
+        worked |= self.hub.catch_up(now + SLICE_NS)
+        self.out.publish()
+        if self.answers.runnable:
+            worked |= self.answers.run(now + SLICE_NS, &self.ops.ids)
+            now = now_ns()
+        if now >= self.leases.next_due_ns():
+            self.leases.step(now)
+        if self.revoking:
+            return 1   # the changes under way are no state to store
         if self.compactor.active:
             worked |= self.compactor.step(now)
             self.answer_compacted()
         if now >= self.housekeeping_due:
             self.housekeeping_due = now + self.housekeeping_ns
             self.turns_kept = self.turns + 1
+            self.hub.tick(now)
+            self.hub.figures(self.own_page)
+            self.leases.figures(self.own_page)
+            if self.services.next_due_ns:
+                self.services.tick(now)
+                self.services_due = True
             self.housekeeper(now)
         return worked
+
+    cdef int tell_changes(self) except -1:
+        """What the batch just written changed, to those who follow it."""
+        cdef kv_change *change
+        cdef stored_kv kv
+        cdef size_t i
+        if self.hub.following:
+            self.hub.feed(self.mvcc.changes, self.mvcc.change_count)
+        if self.services.waiting:
+            self.services_due = True
+            for i in range(self.mvcc.change_count):
+                change = &self.mvcc.changes[i]
+                parse_keyvalue(change.record, change.size, &kv)
+                self.services.changed(
+                    PyBytes_FromStringAndSize(<const char *>kv.key, <Py_ssize_t>kv.key_len), change.main,
+                    bool(change.is_tombstone))
+        self.mvcc.forget_changes()
+        return 0
+
+    cdef int answer_own(self) except -1:
+        """Answers to what apply itself proposed."""
+        own, self.out.own = self.out.own, []
+        for token, status, payload in own:
+            self.services.answered(token, status, payload)
+        self.services_due = True
+        return 0
 
     cdef int take_committed(self) except -1:
         cdef ipc_record *r
         cdef int records = 0
         cdef uint64_t taken = 0
         cdef asker who
-        self.reads_count = 0
         if len(self.deferred) >= DEFERRED_MAX:
             return 0  # reads come in faster than they can be answered: let the ring fill
         while records < TURN_RECORDS_MAX and taken < TURN_BYTES_MAX and self.out.records.size < TURN_ANSWER_BYTES_MAX:
@@ -204,7 +262,11 @@ cdef class ApplyLoop:
             records += 1
             taken += r.length
             if r.kind == IPC_ENTRY:
-                self.apply_entry(r)
+                if self.apply_entry(r):
+                    break   # it wants a batch of its own
+                if self.revoking:
+                    ring_advance(self.ca, r)
+                    break
             elif r.kind == IPC_READ:
                 self.reads[self.reads_count] = r
                 self.reads_count += 1
@@ -212,6 +274,10 @@ cdef class ApplyLoop:
                 asker_of(&who, r, r.method)
                 self.out.post(&who, IPC_REPLY, r.status, record_payload(r), record_payload_len(r))
             elif r.kind == IPC_HARD:
+                if status_get(self.consensus_page, ST_LEADER) == status_get(self.consensus_page, ST_MEMBER_ID):
+                    self.leases.promote(now_ns())
+                else:
+                    self.leases.demote()
                 if not self.ready and self.applied_index >= r.index:
                     self.ready = True
                     self.publish()
@@ -255,6 +321,13 @@ cdef class ApplyLoop:
             elif kind == INTERNAL_COMPACT:
                 method = 0
                 status = self.apply_compact(&inner, r)
+            elif kind == INTERNAL_LEASE_GRANT or kind == INTERNAL_LEASE_REVOKE or kind == INTERNAL_LEASE_CHECKPOINT:
+                method = 0
+                if kind == INTERNAL_LEASE_REVOKE and self.mvcc.batch_changes and self.leases.is_large(&inner):
+                    return 1
+                status = self.apply_lease(kind, &inner, r)
+                if status == LEASE_SLICED:
+                    return 0
             else:
                 method = 0
                 status = self.apply_cold(r)
@@ -283,6 +356,43 @@ cdef class ApplyLoop:
                 append(&self.answer, payload)
             self.reply(&who, status)
         return 0
+
+    cdef int apply_lease(self, int kind, const bytes_view *message, ipc_record *r) except -1:
+        cdef asker who
+        cdef int status
+        cdef int method = RPC_LEASE_REVOKE
+        if kind == INTERNAL_LEASE_CHECKPOINT:
+            status = self.leases.ops.checkpoint(message)
+            return OPS_MALFORMED if status == OPS_MALFORMED else 0
+        if kind == INTERNAL_LEASE_GRANT:
+            method = RPC_LEASE_GRANT
+            status = self.leases.ops.grant(message, &self.answer)
+        else:
+            status = self.leases.ops.revoke(message, &self.answer)
+        if status == OPS_MALFORMED:
+            return status
+        asker_of(&who, r, method)
+        if status == LEASE_SLICED:
+            self.revoking = True
+            self.revoke_asker = who
+            self.revoke_index = r.index
+            self.revoke_term = r.term
+            return status
+        if who.frontend != IPC_NOBODY:
+            self.reply(&who, status)
+        return 0
+
+    cdef int go_on_revoking(self) except -1:
+        """Some more keys of a lease that has many: reads and watchers go on in between, at the revision before."""
+        outbuf_reset(&self.answer)
+        if self.leases.ops.revoke_step(&self.answer, REVOKE_KEYS_MAX):
+            return 1
+        self.revoking = False
+        self.applied_index = self.revoke_index
+        self.applied_term = self.revoke_term
+        if self.revoke_asker.frontend != IPC_NOBODY:
+            self.reply(&self.revoke_asker, ERR_NONE)
+        return 1
 
     cdef int apply_compact(self, const bytes_view *message, ipc_record *r) except -1:
         cdef compact_request request
@@ -377,6 +487,14 @@ cdef class ApplyLoop:
             if status == OPS_MALFORMED:
                 raise LoopError("a frontend passed on a transaction that is none, or writes")
             return self.reply(&who, status)
+        if r.method == RPC_LEASE_TIME_TO_LIVE or r.method == RPC_LEASE_LEASES:
+            if r.method == RPC_LEASE_TIME_TO_LIVE:
+                status = self.leases.ops.time_to_live(&message, &self.answer, now_ns())
+            else:
+                status = self.leases.ops.leases(&self.answer)
+            if status == OPS_MALFORMED:
+                raise LoopError("a frontend passed on a request for a lease that is none")
+            return self.reply(&who, status)
         if len(self.calls) >= CALLS_MAX:
             return self.reply(&who, ERR_TOO_MANY_REQUESTS)
         made = self.cold.call(r.method, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)))
@@ -442,34 +560,9 @@ cdef class ApplyLoop:
                 return self.reply(&who, ERR_NONE)
         except RangeTooLarge:
             return self.reply(&who, ERR_TOO_MANY_REQUESTS)
-        if len(self.streams) >= STREAMS_MAX:
+        if self.answers.full:
             return self.reply(&who, ERR_TOO_MANY_REQUESTS)
-        return self.start_stream(answer_of_run(&who, run, chunked, self.mvcc.current, &self.answer))
-
-    def pin(self, int64_t revision):
-        """Hold back compaction of what a read at `revision` needs; returns what unpin takes."""
-        self.pins[revision] = self.pins.get(revision, 0) + 1
-        return revision
-
-    def unpin(self, int64_t revision):
-        left = self.pins[revision] - 1
-        if left:
-            self.pins[revision] = left
-        else:
-            del self.pins[revision]
-
-    def oldest_pin(self):
-        """The oldest revision that something under way still reads, or None."""
-        return min(self.pins) if self.pins else None
-
-    def end_streams_below(self, int64_t revision):
-        """End long reads pinned below `revision` with the compacted error: they held up compaction too long."""
-        cdef LongAnswer stream
-        for stream in list(self.streams.values()):
-            if 0 < stream.revision < revision:
-                self.out.post(&stream.who, IPC_END if stream.answered else IPC_REPLY, ERR_COMPACTED, NULL, 0)
-                self.end_stream(stream)
-        self.out.deliver()
+        return self.answers.start(answer_of_run(&who, run, chunked, self.mvcc.current, &self.answer))
 
     cdef int take_calls(self) except -1:
         cdef ipc_record *r
@@ -481,7 +574,7 @@ cdef class ApplyLoop:
         for i in range(self.frontends):
             ring = self.fa[i]
             records = 0
-            while records < TURN_RECORDS_MAX and ((records & 15) != 15 or now_ns() < stop):
+            while records < TURN_RECORDS_MAX and not self.hub.crowded and ((records & 15) != 15 or now_ns() < stop):
                 r = ring_peek(ring)
                 if r == NULL:
                     if ring_broken(ring):
@@ -499,23 +592,27 @@ cdef class ApplyLoop:
 
     cdef int take_call(self, ipc_record *r) except -1:
         cdef asker who
-        cdef LongAnswer stream
-        if r.kind == IPC_CALL:
+        if r.method == RPC_WATCH:
+            if r.kind == IPC_CALL:
+                return self.hub.call(r)
+            if r.kind == IPC_CREDIT:
+                return self.hub.credit(r)
+            if r.kind == IPC_CANCEL:
+                self.hub.gone(r)
+                return 0
+            if r.kind == IPC_HALF:
+                return 0   # a client that asks no more still gets its events
+        elif r.method == RPC_LEASE_KEEP_ALIVE:
+            return self.leases.take(r)
+        elif RPC_LOCK <= r.method <= RPC_ELECTION_RESIGN:
+            return self.take_service(r)
+        elif r.kind == IPC_CALL:
             return self.run_read(r)
         asker_of(&who, r, 0)
-        stream = self.streams.get(key_of(&who))
         if r.kind == IPC_CREDIT:
-            if stream is not None:
-                stream.credit += <int64_t>r.index
-                if stream.credit > IPC_STREAM_CREDIT_BYTES:
-                    raise LoopError("a frontend gave more credit than it has")
-                if not stream.queued:
-                    stream.queued = True
-                    self.runnable.append(stream)
+            self.answers.credit(&who, <int64_t>r.index)
         elif r.kind == IPC_CANCEL:
-            if stream is not None:
-                self.end_stream(stream)
-            else:
+            if not self.answers.cancel(&who):
                 # Its read may still be on the way through consensus; the oldest are those surely gone.
                 if len(self.cancels) >= CANCELS_MAX:
                     del self.cancels[next(iter(self.cancels))]
@@ -524,66 +621,64 @@ cdef class ApplyLoop:
             raise LoopError(f"record of kind {r.kind} from a frontend")
         return 0
 
-    # ---- long answers ----
+    # ---- locks and elections: what apply/services.py needs of the loop ----
 
-    cdef int start_stream(self, LongAnswer stream) except -1:
-        if stream.who.frontend >= self.frontends:
-            raise LoopError(f"an answer for frontend {stream.who.frontend} of {self.frontends}")
-        self.streams[key_of(&stream.who)] = stream
-        if stream.revision:
-            self.pin(stream.revision)
+    cdef int take_service(self, ipc_record *r) except -1:
+        cdef asker who
+        cdef bytes name
+        memset(&who, 0, sizeof(asker))
+        asker_of(&who, r, r.method)
+        who.flags = 0   # not all records of a call have the same
+        name = PyBytes_FromStringAndSize(<char *>&who, sizeof(asker))
+        self.services_due = True
+        if r.kind == IPC_CALL:
+            self.services.call(
+                r.method, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)), name)
+        elif r.kind == IPC_CREDIT:
+            self.services.credit(name, r.index)
         else:
-            self.held_bytes += <int64_t>stream.data.capacity
-        stream.queued = True
-        self.runnable.append(stream)
+            self.services.cancel(name)
         return 0
 
-    cdef int end_stream(self, LongAnswer stream) except -1:
-        """Forget it; its end is in the ring or nobody waits for it."""
-        if self.streams.pop(key_of(&stream.who), None) is None:
-            return 0
-        if stream.revision:
-            self.unpin(stream.revision)
+    def service_reply(self, bytes who, int status, bytes payload, bytes text):
+        """The whole answer of a call: a response, or an error whose text may replace the table's."""
+        cdef asker to
+        memcpy(&to, PyBytes_AS_STRING(who), sizeof(asker))
+        outbuf_reset(&self.answer)
+        append(&self.answer, text if status else payload)
+        if status:
+            self.out.post(&to, IPC_REPLY, status, self.answer.data, self.answer.size)
         else:
-            self.held_bytes -= <int64_t>stream.data.capacity
-        stream.run = None
-        stream.state = STATE_END
-        outbuf_free(&stream.data)
-        return 0
+            self.reply(&to, 0)
 
-    cdef int run_streams(self) except -1:
-        """Slices of long answers, in turn, for about SLICE_NS. 1 when one could go on at once."""
-        cdef int64_t stop = now_ns() + SLICE_NS
-        cdef LongAnswer stream
-        cdef int rc, i
-        cdef list blocked = []
-        while self.runnable:
-            stream = <LongAnswer>self.runnable.popleft()
-            stream.queued = False
-            if key_of(&stream.who) not in self.streams:
-                continue  # cancelled
-            try:
-                rc = stream.step(self.out.af[stream.who.frontend], &self.ops.ids)
-            except RangeTooLarge:
-                rc = stream.fail(self.out.af[stream.who.frontend], ERR_TOO_MANY_REQUESTS)
-                rc = STREAM_ENDED if rc == STREAM_ENDED else STREAM_NO_ROOM
-            if rc == STREAM_GOING:
-                stream.queued = True
-                self.runnable.append(stream)
-            elif rc == STREAM_NO_ROOM:
-                blocked.append(stream)
-            elif rc == STREAM_ENDED:
-                if stream.left != 0:
-                    raise LoopError(f"an answer of {stream.left} bytes less than announced")
-                self.end_stream(stream)
-            if now_ns() >= stop:
-                break
-        rc = 1 if self.runnable else 0
-        for stream in blocked:
-            stream.queued = True
-            self.runnable.append(stream)
-        self.out.publish()
-        return rc
+    def service_message(self, bytes who, bytes payload):
+        """One message of a stream; in parts when it is large."""
+        cdef asker to
+        cdef const char *data = PyBytes_AS_STRING(payload)
+        cdef uint64_t size = <uint64_t>PyBytes_GET_SIZE(payload)
+        cdef uint64_t at = 0
+        cdef uint64_t part
+        memcpy(&to, PyBytes_AS_STRING(who), sizeof(asker))
+        if size <= IPC_REPLY_BYTES_MAX:
+            self.out.post(&to, IPC_MESSAGE, 0, data, size)
+            return
+        self.out.begin(&to, size)
+        while at < size:
+            part = min(size - at, <uint64_t>PART_BYTES)
+            self.out.post(&to, IPC_PART, 0, data + at, part)
+            at += part
+
+    def service_end(self, bytes who, int status, bytes text):
+        cdef asker to
+        memcpy(&to, PyBytes_AS_STRING(who), sizeof(asker))
+        self.out.post(&to, IPC_END, status, PyBytes_AS_STRING(text), <uint64_t>PyBytes_GET_SIZE(text))
+
+    def propose(self, int method, bytes payload, uint32_t token, int flags=0):
+        """Ask consensus to log a request of this member's own; False while there is no room.
+
+        `token`: services.answered gets it with the answer; 0 when nobody waits."""
+        return bool(self.out.propose(
+            method, flags, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload), token))
 
     # ---- answers ----
 
@@ -594,10 +689,9 @@ cdef class ApplyLoop:
             return self.out.post(who, IPC_REPLY, status, NULL, 0)
         if self.answer.size <= IPC_REPLY_BYTES_MAX:
             return self.out.post(who, IPC_REPLY, 0, self.answer.data, self.answer.size)
-        if len(self.streams) >= STREAMS_MAX or self.held_bytes + <int64_t>self.answer.size > HELD_BYTES_MAX:
+        if self.answers.full or not self.answers.holds(self.answer.size):
             return self.out.post(who, IPC_REPLY, ERR_TOO_MANY_REQUESTS, NULL, 0)
-        self.start_stream(answer_of_bytes(who, &self.answer))
-        return 0
+        return self.answers.start(answer_of_bytes(who, &self.answer))
 
     # ---- sleeping ----
 
@@ -617,15 +711,21 @@ cdef class ApplyLoop:
 
     cdef int sleep(self) except -1:
         cdef bint empty = ring_sleep(self.ca)
-        cdef int64_t wait_ns
+        cdef int64_t wait_ns, now
         cdef int i
         for i in range(self.frontends):
             empty = ring_sleep(self.fa[i]) and empty
         if empty and not self.stop_asked:
             # After work, housekeeping comes once more when it is due; an idle member sleeps long.
             wait_ns = SLEEP_MS * 1000000
-            if self.turns_kept != self.turns:
-                wait_ns = self.housekeeping_due - now_ns()
+            now = now_ns()
+            if self.turns_kept != self.turns or self.hub.following:
+                wait_ns = self.housekeeping_due - now
+            wait_ns = min(wait_ns, self.leases.next_due_ns() - now)
+            if self.services.next_due_ns:
+                wait_ns = min(wait_ns, self.services.next_due_ns - now)
+            if self.services.blocked:
+                wait_ns = min(wait_ns, ROOM_NS)
             if wait_ns > 0:
                 self.out.wait_events(<int>(wait_ns // 1000000) + 1)
         ring_awake(self.ca)

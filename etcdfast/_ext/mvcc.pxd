@@ -9,11 +9,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from etcdfast._ext.changes cimport kv_change
 from etcdfast._ext.kvreq cimport bytes_view
+from etcdfast._ext.leasetable cimport LeaseTable
 from etcdfast._ext.revindex cimport RevIndex
 
 
 cdef class Mvcc:
     cdef readonly RevIndex index
+    cdef readonly LeaseTable leases
     cdef readonly int64_t current       # revision, >= 1
     cdef readonly int64_t compacted     # revision, -1 when never compacted
     cdef readonly int64_t in_use_bytes  # keys and values of all buckets; of a tombstone its key only

@@ -11,6 +11,7 @@ from etcdfast._ext.kvenc cimport (
     keyvalue_size, parse_keyvalue, put_be64, put_keyvalue, put_revision_key, stored_kv,
 )
 from etcdfast._ext.kvreq cimport bytes_view
+from etcdfast._ext.leasetable cimport TABLE_CORRUPT, LeaseTable
 from etcdfast._ext.revindex cimport (
     IDX_COMPACTED, IDX_NO_MEMORY, IDX_NOT_FOUND, SCAN_BUDGET, SCAN_DONE, DroppedRev, IndexStats, KeyInfo,
     RevIndex, Scan,
@@ -19,7 +20,8 @@ from etcdfast._ext.revindex cimport (
 cdef enum:
     DELETE_BATCH_KEYS = 256
     META_MARK = 0xFE        # b"k" + BE64 main + 0xfe + key: a change of another bucket
-    LOAD_BATCH = 4096
+    BUCKET_LEASE = 108      # b"l"
+    LEASE_KEY_BYTES = 19    # b"k" + BE64 main + 0xfe + b"l" + BE64 id
 
 
 class StoreCorrupt(Exception):
@@ -32,6 +34,7 @@ cdef class Mvcc:
 
     def __cinit__(self, read, walk, new_batch, write):
         self.index = RevIndex()
+        self.leases = LeaseTable()
         self.current = 1
         self.compacted = -1
         self.in_use_bytes = 0
@@ -117,6 +120,11 @@ cdef class Mvcc:
             raise MemoryError(f"revision index: error {rc}")
         size = keyvalue_size(key.size, info.create_main, main, info.version, value.size, lease)
         self.index.set_size(&info, <uint32_t>size)
+        if lease:
+            if self.leases.attach(<const char *>key.data, <uint32_t>key.size, lease) != 0:
+                raise MemoryError("keys of leases")
+        elif self.leases.attached:
+            self.leases.detach(<const char *>key.data, <uint32_t>key.size)
         record = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         put_keyvalue(<uint8_t *>PyBytes_AS_STRING(record), key.data, key.size, info.create_main, main,
                      info.version, value.data, value.size, lease)
@@ -141,6 +149,8 @@ cdef class Mvcc:
         rc = self.index.tombstone(key, key_len, main, <uint32_t>self.sub)
         if rc != 0:
             raise MemoryError(f"revision index: error {rc}")
+        if self.leases.attached:
+            self.leases.detach(key, key_len)
         self.batch_put(revision_key, record)
         self.add_pending(main, self.sub, record, True)
         self.in_use_bytes += TOMBSTONE_KEY_BYTES - 1
@@ -219,6 +229,40 @@ cdef class Mvcc:
         if self.index.get(PyBytes_AS_STRING(key), <uint32_t>PyBytes_GET_SIZE(key), at_rev, &info) != 0:
             return None
         return info.create_main, info.mod_main, info.version, self.fetch(info.mod_main, info.mod_sub)
+
+    def edge_created(self, bytes prefix, bint newest, int64_t max_create=0):
+        """Of the live keys that begin with `prefix`, and were created at `max_create` or before unless that is
+        0, the one created first or, for `newest`, last, of equal ones the lowest: (key, create, mod, version,
+        stored KeyValue), or None.
+
+        Looks at all of them: for the queues of locks and elections, which are short.
+        """
+        cdef KeyInfo found[DELETE_BATCH_KEYS]
+        cdef Scan scan
+        cdef bytes start = prefix
+        cdef bytes key = None
+        cdef bytes end = prefix.rstrip(b"\xff")
+        cdef int64_t best = 0
+        cdef bint exclusive = False
+        cdef int count, i
+        end = end[: len(end) - 1] + bytes((end[len(end) - 1] + 1,)) if end else b"\0"
+        while True:
+            count = self.index.range_batch(
+                PyBytes_AS_STRING(start), <uint32_t>PyBytes_GET_SIZE(start), exclusive, PyBytes_AS_STRING(end),
+                <uint32_t>PyBytes_GET_SIZE(end), self.current, found, DELETE_BATCH_KEYS, 1 << 30, &scan)
+            if count < 0:
+                raise StoreCorrupt(f"revision index: error {count}")
+            for i in range(count):
+                if max_create and found[i].create_main > max_create:
+                    continue
+                if key is None or (found[i].create_main > best if newest else found[i].create_main < best):
+                    best = found[i].create_main
+                    key = PyBytes_FromStringAndSize(found[i].key, found[i].key_len)
+            if scan.state == SCAN_DONE:
+                break
+            start = PyBytes_FromStringAndSize(scan.resume_key, scan.resume_len)
+            exclusive = True
+        return None if key is None else (key, *self.get(key, self.current))
 
     # ---- other buckets ----
 
@@ -315,19 +359,34 @@ cdef class Mvcc:
                     raise MemoryError
                 if rc != 0 and rc != IDX_NOT_FOUND:
                     raise StoreCorrupt(f"revision {main}_{sub} does not follow the one before it (error {rc})")
+                if kv.lease and not is_tombstone:
+                    if self.leases.restore_key(<const char *>kv.key, <uint32_t>kv.key_len, kv.lease) != 0:
+                        raise MemoryError
+                elif self.leases.attached:
+                    self.leases.detach(<const char *>kv.key, <uint32_t>kv.key_len)
                 in_use += key_len - 1 + (0 if is_tombstone else PyBytes_GET_SIZE(value))
                 records += 1
             elif k[9] == APPLIED_MARK and key_len == APPLIED_KEY_BYTES:
                 pass
             elif k[9] == META_MARK:
-                meta[key[10:]] = value
-                meta_revisions[key[10:]] = main
+                if key_len == LEASE_KEY_BYTES and k[10] == BUCKET_LEASE:
+                    # There may be a million: they go to their table, not into a dictionary.
+                    rc = self.leases.restore(
+                        <int64_t>get_be64(k + 11), PyBytes_AS_STRING(value), <uint64_t>PyBytes_GET_SIZE(value), main)
+                    if rc == TABLE_CORRUPT:
+                        raise StoreCorrupt(f"lease {get_be64(k + 11):x} cannot be read or is stored twice")
+                    if rc != 0:
+                        raise MemoryError
+                else:
+                    meta[key[10:]] = value
+                    meta_revisions[key[10:]] = main
                 in_use += key_len - APPLIED_KEY_BYTES - 1 + PyBytes_GET_SIZE(value)
             else:
                 raise StoreCorrupt(f"store holds a key that is none of ours: {key.hex()}")
         if key != last_key:
             raise StoreCorrupt(f"store is damaged behind key {key.hex() if key is not None else None}")
         self.in_use_bytes = in_use
+        self.leases.loaded()
         return records
 
     def raise_current(self, int64_t revision):

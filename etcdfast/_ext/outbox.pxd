@@ -27,11 +27,13 @@ cdef class Outbox:
 
     # Append a record.
     cdef int post(self, const asker *who, int kind, int status, const void *data, uint64_t size) except -1
+    # BEGIN of a message of `size` bytes, whose PARTs follow.
+    cdef int begin(self, const asker *who, uint64_t size) except -1
     # Bring the records into the rings; waits for room.
     cdef int deliver(self) except -1
     cdef void publish(self) noexcept nogil
     # A request of apply's own; `token` gets its answer in `own`, 0 when nobody waits. False: no room now.
-    cdef bint propose(self, int method, const void *data, uint64_t size, uint32_t token) noexcept nogil
+    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token) noexcept nogil
     cdef int wait_room(self, ring_view *ring, uint32_t length) except -1
     # Sleep until something rings the doorbell or a signal came; how many descriptors spoke.
     cdef int wait_events(self, int timeout_ms) except -1

@@ -10,7 +10,7 @@ from posix.unistd cimport close, read
 from etcdfast._ext.longread cimport asker, record_to
 from etcdfast._ext.outbuf cimport outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
 from etcdfast._ext.ring cimport (
-    IPC_NOBODY, IPC_PROPOSE, IPC_SELF, Ring, ipc_record, record_payload, ring_await_room, ring_claim, ring_commit,
+    IPC_BEGIN, IPC_NOBODY, IPC_PROPOSE, IPC_SELF, Ring, ipc_record, record_payload, ring_await_room, ring_claim, ring_commit,
     ring_publish, ring_view,
 )
 
@@ -124,7 +124,13 @@ cdef class Outbox:
         for i in range(self.frontends):
             ring_publish(self.af[i])
 
-    cdef bint propose(self, int method, const void *data, uint64_t size, uint32_t token) noexcept nogil:
+    cdef int begin(self, const asker *who, uint64_t size) except -1:
+        cdef uint64_t at = self.records.size
+        self.post(who, IPC_BEGIN, 0, NULL, 0)
+        (<ipc_record *>(self.records.data + at)).index = size
+        return 0
+
+    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token) noexcept nogil:
         cdef ipc_record *r
         if self.ac == NULL or self.stopping:
             return False
@@ -134,6 +140,7 @@ cdef class Outbox:
         memset(<char *>r + 4, 0, sizeof(ipc_record) - 4)
         r.kind = IPC_PROPOSE
         r.method = <unsigned char>method
+        r.flags = <unsigned char>flags
         r.frontend = IPC_SELF if token else IPC_NOBODY
         r.slot = token
         if size:

@@ -93,11 +93,11 @@ class Compactor:
             self._since_ns = now_ns
             self._state = WAIT
         if self._state == WAIT:
-            pin = self._loop.oldest_pin()
+            pin = self._loop.answers.oldest_pin()
             if pin is not None and pin < self._revision:
                 if now_ns - self._since_ns < WAIT_NS:
                     return 0
-                self._loop.end_streams_below(self._revision)
+                self._loop.answers.end_below(self._revision)
                 return 0
             self._mvcc.compact_begin(self._revision)
             self._state = DROP

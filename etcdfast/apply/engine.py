@@ -13,9 +13,15 @@ Methods:
     kept_at(key, main, sub, revision)        whether HashKV at `revision` takes that record
     kept_any(revision), live_count_at(revision)
     schedule_flush(), schedule_compaction()  RocksDB work in the background
+    get(key, revision), first_created(prefix), last_created(prefix, create_max)   for apply/services.py
+
+ServiceGate is what the services may ask of the loop.
 """
 
-from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS
+from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, FLAG_NEW_ID
+from etcdfast.api import rpcs
+
+_LEASE_GRANT = rpcs.BY_PATH["/etcdserverpb.Lease/LeaseGrant"].id
 
 
 class Engine:
@@ -80,10 +86,10 @@ class Engine:
         self._own[APPLY_WORDS["alarms"]] = bits
 
     def pin(self, revision):
-        return self._loop.pin(revision)
+        return self._loop.answers.pin(revision)
 
     def unpin(self, pin):
-        self._loop.unpin(pin)
+        self._loop.answers.unpin(pin)
 
     def kept_at(self, key, main, sub, revision):
         return self._mvcc.kept_at(key, main, sub, revision)
@@ -99,3 +105,34 @@ class Engine:
 
     def schedule_compaction(self):
         self.store.start_compaction()
+
+    # ---- what locks and elections look at ----
+
+    def get(self, key, revision=0):
+        """(create, mod, version, record) of a key at a revision, 0 for now; None: absent, deleted or compacted."""
+        return self._mvcc.get(key, revision or self._mvcc.current)
+
+    def first_created(self, prefix):
+        found = self._mvcc.edge_created(prefix, False)
+        return found and found[4]
+
+    def last_created(self, prefix, create_max):
+        found = self._mvcc.edge_created(prefix, True, create_max)
+        return found and found[0]
+
+
+class ServiceGate:
+    """The loop as apply/services.py sees it."""
+
+    def __init__(self, loop):
+        self._loop = loop
+        self.message = loop.service_message
+
+    def propose(self, method, request, token):
+        return self._loop.propose(method, request, token, FLAG_NEW_ID if method == _LEASE_GRANT else 0)
+
+    def reply(self, who, status, payload, text):
+        self._loop.service_reply(who, status, payload, text.encode())
+
+    def end(self, who, status, text):
+        self._loop.service_end(who, status, text.encode())

@@ -10,12 +10,18 @@ from etcdfast import log
 from etcdfast._ext import ring
 from etcdfast._ext.applyloop import ApplyLoop
 from etcdfast._ext.kvops import KvOps
+from etcdfast._ext.leaseclock import LeaseClock
+from etcdfast._ext.leaseops import LeaseOps
 from etcdfast._ext.mvcc import Mvcc
 from etcdfast._ext.outbox import Outbox
+from etcdfast._ext.watchhub import WatchHub
+from etcdfast.apply import elections, locks
+from etcdfast.apply.autocompact import AutoCompaction
 from etcdfast.apply.cold import ColdPath
 from etcdfast.apply.compaction import Compactor
-from etcdfast.apply.engine import Engine
+from etcdfast.apply.engine import Engine, ServiceGate
 from etcdfast.apply.housekeeping import INTERVAL_NS, Housekeeper
+from etcdfast.apply.services import Services
 from etcdfast.apply.store import FLUSH_BYTES, MetaBatch, Store
 
 _WORDS = ring.APPLY_WORDS
@@ -72,7 +78,24 @@ class Process:
         housekeeper = Housekeeper(
             store, self.page, FLUSH_BYTES, self._config.snapshot_count, lambda: os.eventfd_write(self._doorbell, 1)
         )
-        loop = self.loop = ApplyLoop(KvOps(mvcc), meta_batch, compactor, housekeeper, INTERVAL_NS)
+        config = self._config
+        ops = KvOps(mvcc)
+        leases = LeaseOps(
+            ops,
+            mvcc.leases,
+            min_lease_ttl(config),
+            config.election_timeout * 1_000_000,
+            round(config.lease_checkpoint_interval * 1e9),
+        )
+        hub = WatchHub(
+            mvcc,
+            round(config.watch_progress_seconds * 1e9),
+            int.from_bytes(os.urandom(8)),
+            config.message_bytes_max,
+        )
+        loop = self.loop = ApplyLoop(
+            ops, hub, LeaseClock(leases), meta_batch, compactor, housekeeper, INTERVAL_NS
+        )
         loop.start_at(*self._applied)
         compactor.attach(loop)
         housekeeper.attach(loop)
@@ -92,7 +115,18 @@ class Process:
             self.consensus_page,
         )
         self.engine = Engine(loop, store, housekeeper, self.page, self.consensus_page)
-        loop.attach_cold(ColdPath(self.engine, self._config.quota_bytes))
+        services = Services(
+            self.engine,
+            ServiceGate(loop),
+            locks.HANDLERS | elections.HANDLERS,
+            config.max_request_bytes,
+            round(config.request_timeout_seconds * 1e9),
+        )
+        services.tick(time.monotonic_ns())
+        self.auto_compaction = AutoCompaction(
+            services, config.auto_compaction_mode, config.auto_compaction_amount
+        )
+        loop.attach_cold(ColdPath(self.engine, config.quota_bytes), services)
         log.info(
             "loaded the key-value store",
             revisions=records,
@@ -113,6 +147,12 @@ class Process:
         index = self.loop.stored_index
         self.store.close()
         self.page[_WORDS["flushed_index"]] = index
+
+
+def min_lease_ttl(config):
+    """Least TTL of a lease in seconds: one and a half election timeouts, counted in whole heartbeats as in etcd."""
+    ticks = 3 * (config.election_timeout // config.heartbeat_interval) // 2
+    return -(-ticks * config.heartbeat_interval // 1000)
 
 
 def catch_sigterm(stop):

@@ -11,7 +11,21 @@ from etcdfast.apply.process import Process
 KINDS = ring.KINDS
 NOBODY = ring.NOBODY
 CREDIT_BYTES = 262144
-Config = namedtuple("Config", "quota_bytes snapshot_count", defaults=(2 << 30, 10_000))
+_FIELDS = {
+    "quota_bytes": 2 << 30,
+    "snapshot_count": 10_000,
+    "election_timeout": 1000,
+    "heartbeat_interval": 100,
+    "max_request_bytes": 1536 << 10,
+    "message_bytes_max": 2 << 20,
+    "request_timeout_seconds": 7.0,
+    "lease_checkpoint_interval": 300.0,
+    "watch_progress_seconds": 600.0,
+    "auto_compaction_mode": "periodic",
+    "auto_compaction_amount": 0,
+}
+# What apply reads of the configuration.
+Config = namedtuple("Config", _FIELDS, defaults=_FIELDS.values())
 MEMBER, CLUSTER, TERM = 0x8E9E05C52164694D, 0xCDF818194E3A8C32, 2
 
 RPC = (

@@ -105,14 +105,14 @@ def test_a_long_read_sees_one_revision(rig):
     before = whole(rig)
     stream = rig.read("Range", R(key=b"k", range_end=b"l"))
     rig.turn()
-    assert rig.loop.oldest_pin() == rig.process.mvcc.current
+    assert rig.loop.answers.oldest_pin() == rig.process.mvcc.current
     for i in range(0, KEYS, 2):
         rig.propose("Put", rpc_pb2.PutRequest(key=b"k%06d" % i, value=b"new"), asked=False)
     rig.propose("DeleteRange", rpc_pb2.DeleteRangeRequest(key=b"k001", range_end=b"k002"), asked=False)
     answer = answer_of("Range", pull(rig, stream))
     assert list(answer.message.kvs) == before
     assert answer.message.header.revision == max(kv.mod_revision for kv in before)
-    assert rig.loop.oldest_pin() is None
+    assert rig.loop.answers.oldest_pin() is None
 
 
 def test_compaction_waits_for_a_long_read(rig):
@@ -166,7 +166,7 @@ def test_cancel_drops_a_long_read(rig):
     rig.take()
     rig.credit(stream, 1000)  # crossing on the way: no stream any more
     rig.turn()
-    assert rig.take() == [] and rig.loop.oldest_pin() is None
+    assert rig.take() == [] and rig.loop.answers.oldest_pin() is None
 
 
 def test_cancel_that_overtakes_its_read(rig):
@@ -175,7 +175,7 @@ def test_cancel_that_overtakes_its_read(rig):
     rig.turn()
     assert rig.read("Range", R(key=b"k", range_end=b"l")) == gone
     rig.turn()
-    assert rig.take() == [] and rig.loop.oldest_pin() is None
+    assert rig.take() == [] and rig.loop.answers.oldest_pin() is None
 
 
 def merged(records):
@@ -263,7 +263,7 @@ def test_long_reads_are_limited_in_number(rig):
         rig.cancel(stream)
     while rig.turn():
         rig.take()
-    assert rig.loop.oldest_pin() is None
+    assert rig.loop.answers.oldest_pin() is None
 
 
 def test_many_long_reads_share_the_turns(rig):

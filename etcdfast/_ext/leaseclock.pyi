@@ -1,0 +1,5 @@
+from etcdfast._ext.leaseops import LeaseOps
+
+class LeaseClock:
+    ops: LeaseOps
+    def __init__(self, ops: LeaseOps) -> None: ...
