@@ -51,6 +51,7 @@ EXTENSIONS = {
     "watchface": [],  # the two for Python
     "leasetable": [],  # leases in C memory: rows, queues, keys that hang on them
     "leaseops": [],  # lease entries and calls, and what falls due
+    "keyorder": [],  # who was created first below a prefix: locks and elections
     "longread": [],  # answers larger than a ring record: slices, credit
     "longanswers": [],  # those under way: turns, pins, limits
     "leaseclock": [],  # what time does to leases: expiry, checkpoints, keep-alive

@@ -11,7 +11,7 @@ answered because a proposal took too long), a handler in Wait gets Gone; one who
 goes on with its outcome, because only then it knows what it has to clean up. The rest of such a handler
 runs for nobody, until it returns.
 
-What the key space must show (`space`; the apply process' engine):
+What the key space must show (`space`; etcdfast/apply/space does):
 
     cluster_id, member_id, raft_term, current_revision     as in etcdfast/apply/engine
     get(key, revision=0) -> (create, mod, version, record) or None
@@ -44,7 +44,8 @@ equal for all records of a call; the times are CLOCK_MONOTONIC ns):
     turn() -> bool                   True: more to do at once. While `blocked` is true a proposal waits for room
                                      in `ac`: do not sleep longer than until there is some (ring_await_room)
 
-Handlers run in turn() only, so what they read is always the state at the end of a turn.
+Handlers run in turn() only, so what they read is always the state at the end of a turn. It is this member's
+state: in a cluster, Leader and the first look of Observe have to wait for a ReadIndex, as etcd's do.
 """
 
 import heapq
