@@ -51,10 +51,23 @@ cdef class HubFace:
         self.rings.append(ring)
         self.hub.attach_ring(frontend, &ring.view)
 
-    def limit(self, uint64_t piece_bytes, uint64_t part_bytes):
-        """Small pieces and parts, for tests."""
-        self.hub.piece_bytes = piece_bytes
-        self.hub.part_bytes = part_bytes
+    def limit(self, *, piece_bytes=None, part_bytes=None, log_bytes=None, refs_bytes=None, group_bytes=None,
+              blob_bytes=None, window=None):
+        """Other limits than those of a member."""
+        if piece_bytes:
+            self.hub.piece_bytes = piece_bytes
+        if part_bytes:
+            self.hub.part_bytes = part_bytes
+        if log_bytes:
+            self.hub.log_bytes_max = log_bytes
+        if refs_bytes:
+            self.hub.refs_bytes_max = refs_bytes
+        if group_bytes:
+            self.hub.group_bytes_max = group_bytes
+        if window:
+            self.hub.window_max = window
+        if blob_bytes:
+            self.hub.blob_bytes_max = blob_bytes
 
     # ---- the loop ----
 

@@ -21,6 +21,8 @@ from etcdfast._ext.watchwire cimport watch_request
 
 cdef enum:
     FRONTENDS_MAX = 64
+    LOG_BYTES_MAX = 50331648            # recent events
+    REFS_BYTES_MAX = 16777216           # who needs which of them
     GROUP_BYTES_MAX = 1048576           # of events kept for the laggards of one group
     BLOB_BYTES_MAX = 268435456          # large messages under way; further ones wait
     READY_MAX = 256                     # streams served by one deliver and frontend
@@ -47,6 +49,10 @@ cdef class WatchCore:
     cdef uint64_t message_bytes_max      # a message of a watcher with `fragment` stays below it
     cdef uint64_t piece_bytes            # PIECE_BYTES, less when a ring is small
     cdef uint64_t part_bytes
+    cdef uint64_t log_bytes_max          # the limits named above; tests have smaller ones
+    cdef uint64_t refs_bytes_max
+    cdef uint64_t group_bytes_max
+    cdef uint64_t blob_bytes_max
     cdef int frontends                   # outlets in use are below this
     cdef outlet outlets[FRONTENDS_MAX]
     cdef stream_table streams

@@ -50,6 +50,10 @@ cdef class WatchCore:
         self.message_bytes_max = message_bytes_max
         self.piece_bytes = PIECE_BYTES
         self.part_bytes = PART_BYTES
+        self.log_bytes_max = LOG_BYTES_MAX
+        self.refs_bytes_max = REFS_BYTES_MAX
+        self.group_bytes_max = GROUP_BYTES_MAX
+        self.blob_bytes_max = BLOB_BYTES_MAX
         self.histories = {}
         memset(self.outlets, 0, sizeof(self.outlets))
         for i in range(FRONTENDS_MAX):
@@ -247,9 +251,9 @@ cdef class WatchCore:
             if b.list == BUFFER_DIRTY:
                 buffer_unlist(&self.dirty, b)
             buffer_enlist(&self.kept, b, BUFFER_KEPT)
-        if b.bytes <= GROUP_BYTES_MAX:
+        if b.bytes <= self.group_bytes_max:
             return
-        while b.bytes > GROUP_BYTES_MAX // 2 and b.first < b.sent:
+        while b.bytes > self.group_bytes_max // 2 and b.first < b.sent:
             buffer_halve(b)
         w = g.lag_first
         while w != NULL and w.next_rev < b.floor:
@@ -274,7 +278,8 @@ cdef class WatchCore:
         cdef int64_t behind_piece = b.refs[b.piece_end - 1].main + 1 if b.piece_end else unsent
         cdef uint32_t i = g.front_count
         cdef watcher *w
-        self.torn = last
+        if last > self.torn:
+            self.torn = last
         while i:
             i -= 1
             w = g.front[i]
@@ -534,7 +539,7 @@ cdef class WatchCore:
         if blob == NULL:
             for i in range(count):
                 size += refs[i].size
-            if self.blob_bytes and self.blob_bytes + size > BLOB_BYTES_MAX:
+            if self.blob_bytes and self.blob_bytes + size > self.blob_bytes_max:
                 s.queue = QUEUE_BLOB
                 link_push(&self.starved, &s.work)
                 return SEND_DONE
@@ -574,8 +579,6 @@ cdef class WatchCore:
         while at < big.held.size:
             r = <ipc_record *>(big.held.data + at)
             at += (r.length + 7) & ~<uint64_t>7
-            # Charged already when it was made.
-            s.credit += <int64_t>record_payload_len(r) + 5
             if control_send(o, s, <uint8_t *>record_payload(r), record_payload_len(r)) != SEND_DONE:
                 raise MemoryError
         outbuf_free(&big.held)

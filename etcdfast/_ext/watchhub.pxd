@@ -24,8 +24,6 @@ cdef enum:
     WATCHERS_MAX = 10000000
     CONNECTION_CREDIT_BYTES = 4194304   # shared by the watch streams of one connection
     STREAM_CREDIT_MIN = 8192
-    LOG_BYTES_MAX = 50331648            # recent events
-    REFS_BYTES_MAX = 16777216           # who needs which of them
     HISTORIES_MAX = 64                  # readers of past events kept between slices
     HISTORY_BUDGET = 512                # records looked at in one slice
 
@@ -35,6 +33,7 @@ cdef class WatchHub(WatchCore):
     cdef uint64_t progress_interval_ns
     cdef uint64_t random
     cdef int64_t compacted_seen
+    cdef int64_t window_max              # IPC_STREAM_CREDIT_BYTES
     cdef dict connections                # (frontend, slot, generation) -> how many streams
     cdef outbuf scratch                  # the event being encoded
     cdef outbuf past                     # events read from history

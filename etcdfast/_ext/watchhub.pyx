@@ -73,6 +73,7 @@ cdef class WatchHub(WatchCore):
         self.progress_interval_ns = progress_interval_ns
         self.random = seed
         self.compacted_seen = mvcc.compacted
+        self.window_max = IPC_STREAM_CREDIT_BYTES
         self.connections = {}
         outbuf_init(&self.scratch)
         outbuf_init(&self.past)
@@ -130,7 +131,7 @@ cdef class WatchHub(WatchCore):
         connection = (s.frontend, s.slot, s.generation)
         streams = self.connections.get(connection, 0) + 1
         self.connections[connection] = streams
-        s.window = max(STREAM_CREDIT_MIN, min(IPC_STREAM_CREDIT_BYTES, CONNECTION_CREDIT_BYTES // streams))
+        s.window = min(self.window_max, max(STREAM_CREDIT_MIN, CONNECTION_CREDIT_BYTES // streams))
         s.credit = s.window
         return s
 
@@ -416,8 +417,8 @@ cdef class WatchHub(WatchCore):
         """Whoever needs what is dropped here reads it from history."""
         cdef event_buffer *b
         cdef event_buffer *next
-        if self.log.bytes > LOG_BYTES_MAX:
-            while self.log.bytes > LOG_BYTES_MAX and self.log.first != self.log.last:
+        if self.log.bytes > self.log_bytes_max:
+            while self.log.bytes > self.log_bytes_max and self.log.first != self.log.last:
                 log_drop_first(&self.log)
             self.turn_marked = False
             b = self.dirty.first
@@ -426,9 +427,9 @@ cdef class WatchHub(WatchCore):
                 if b.sent < b.count and b.refs[b.sent].main < self.log.floor:
                     self.fall_back(b)
                 b = next
-        while self.pool.bytes > REFS_BYTES_MAX and self.kept.first != NULL:
+        while self.pool.bytes > self.refs_bytes_max and self.kept.first != NULL:
             self.buffer_drop(self.kept.first)
-        while self.pool.bytes > REFS_BYTES_MAX and self.dirty.first != self.dirty.last:
+        while self.pool.bytes > self.refs_bytes_max and self.dirty.first != self.dirty.last:
             self.fall_back(self.dirty.first)
 
     # ---- past events ----

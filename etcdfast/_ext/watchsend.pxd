@@ -125,9 +125,10 @@ cdef inline int control_wait(outbuf *queue, const watch_stream *s, const uint8_t
 cdef inline int control_send(outlet *o, watch_stream *s, const uint8_t *data, uint64_t size) noexcept nogil:
     """One message to a stream, behind everything that was sent to it before; never refused for credit."""
     cdef ipc_record *r
-    s.credit -= <int64_t>size + PREFIX_BYTES
     if s.big != NULL:
+        # Charged when it goes: the large message in front of it needs the credit.
         return control_wait(&s.big.held, s, data, size)
+    s.credit -= <int64_t>size + PREFIX_BYTES
     if o.waiting.size == 0:
         r = outlet_claim(o, size)
         if r != NULL:

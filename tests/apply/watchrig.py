@@ -285,6 +285,7 @@ class World:
         self.gone = set()
         self.now = SECOND
         self.events = 0
+        self.window = 262144  # of each stream
 
     def ring(self, size):
         fd = os.memfd_create("ring")
@@ -297,11 +298,11 @@ class World:
         for fd in self.fds:
             os.close(fd)
 
-    def client(self, frontend=0, slot=1, stream=None, window=None):
+    def client(self, frontend=0, slot=1, stream=None):
         stream = stream or 1 + 2 * (len(self.clients) + len(self.gone))
         client = Client(self, frontend, slot, stream)
         self.clients[client.address] = client
-        client.window = window or 262144
+        client.window = self.window
         return client
 
     def drop(self, client):
