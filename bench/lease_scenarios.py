@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 from members import Member, MemberError
 from scenario import MB, Bar, Scenario, Size, bench, faster, figures_of, length_of
@@ -13,6 +14,7 @@ GONE_SECONDS_MAX = 20.0
 TTL_LONG = "36000"
 TTL_TOGETHER_MAX = 120
 PREFIX = "lease/"
+ETCD_SHARE = 10
 
 
 def _renewals(member: Member, size: Size, *more: str) -> dict:
@@ -47,6 +49,9 @@ def _grant(member: Member, size: Size, count: int, *more: str) -> dict:
 
 
 def _million(member: Member, size: Size) -> dict:
+    if member.kind == "etcd":
+        # it grants a million in minutes and ends 1000 a second at most; no bar compares with it here
+        size = replace(size, leases=size.leases // ETCD_SHARE, expiring=size.expiring // ETCD_SHARE)
     without = steady(member, size)
     rest = member.settled_memory(size.settle_seconds)
     granted = _grant(member, size, size.leases, "--ttl", TTL_LONG)
@@ -114,7 +119,7 @@ SCENARIOS = [
     ),
     Scenario(
         "leases-1m",
-        "1,000,000 leases: memory, puts beside them (5000/s), then 100,000 with a key each end together",
+        "1,000,000 leases and 5000 puts/s beside them; then 100,000 with a key each end together (etcd: a tenth)",
         _million,
         [
             Bar("lease_pss_bytes", 200),
