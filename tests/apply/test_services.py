@@ -295,8 +295,7 @@ def test_many_waiters_on_many_locks_leave_nothing_behind():
         world.services.cancel(who)
         if rng.random() < 0.1:
             world.commit()
-    world.commit()
-    world.turn()
+    world.settle()
     assert len(world.keys()) == len(world.answers)
     world.wait(8)
     world.assert_idle()
