@@ -1,15 +1,4 @@
-from etcdfast._ext.mvcc import Mvcc
+from etcdfast._ext.watchcore import WatchCore
 
-class HubError(Exception): ...
-
-class WatchHub:
+class WatchHub(WatchCore):
     """Contract for Cython callers in watchhub.pxd; no methods for Python."""
-
-    following: bool
-    crowded: bool
-    watchers: int
-    lagging: int
-    events_sent: int
-    fed: int
-    blob_bytes: int
-    def __init__(self, mvcc: Mvcc, progress_interval_ns: int, seed: int, message_bytes_max: int) -> None: ...

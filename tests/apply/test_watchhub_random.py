@@ -75,7 +75,7 @@ def test_guarantees_hold_in_random_interleavings(tmp_path, seed):
     )
     if rng.random() < 0.5:
         # Pieces of a few events, so that cuts between revisions and large messages are everywhere.
-        world.face.limit(piece_bytes=rng.choice([64, 300, 3000]), part_bytes=rng.choice([100, 4000]))
+        world.face.limit(piece_bytes=rng.choice([64, 300, 3000]), part_bytes=rng.choice([1000, 4000]))
     if rng.random() < 0.5:
         # Little memory: buffers are given up, large messages wait for each other.
         world.face.limit(

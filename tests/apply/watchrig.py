@@ -14,7 +14,6 @@ from etcdfast._ext.hubface import HubFace
 from etcdfast._ext.mvcc import Mvcc
 from etcdfast.api.pb import rpc_pb2
 from etcdfast.apply.store import Store
-from tests.apply.model import in_range
 
 KINDS = ring.KINDS
 RPC_WATCH = 7
@@ -23,6 +22,12 @@ FRAGMENT_BYTES = 2 << 20
 SECOND = 1_000_000_000
 CREATE, PUT, DELETE = rpc_pb2.WatchCreateRequest, 0, 1
 NOPUT, NODELETE = CREATE.NOPUT, CREATE.NODELETE
+
+
+def in_range(key, start, end):
+    if not end:
+        return key == start
+    return key >= start and (end == b"\0" or key < end)
 
 
 class History:
@@ -167,7 +172,7 @@ class Client:
             assert self.outstanding < self.window, "a message without credit"
             self.outstanding += 5
             self.uncredited += 5
-            self.begun = [index, b""]
+            self.begun = [index, bytearray()]
         else:
             assert kind == KINDS["PART"] and 0 < len(payload) <= 32768
             self.charge(len(payload), False)
@@ -175,7 +180,7 @@ class Client:
             assert len(self.begun[1]) <= self.begun[0]
             if len(self.begun[1]) == self.begun[0]:
                 data, self.begun = self.begun[1], None
-                self.message(rpc_pb2.WatchResponse.FromString(data), len(data))
+                self.message(rpc_pb2.WatchResponse.FromString(bytes(data)), len(data))
 
     def message(self, m, size=0):
         self.messages += 1
