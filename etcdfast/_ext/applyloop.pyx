@@ -137,6 +137,7 @@ cdef class ApplyLoop:
     def attach_cold(self, cold, services):
         self.cold = cold
         self.services = services
+        self.services_due = True
 
     # ---- the loop ----
 
@@ -160,6 +161,7 @@ cdef class ApplyLoop:
 
     cdef int turn(self) except -1:
         cdef int worked = 0
+        cdef bint more
         cdef int64_t now
         self.ops.ids.cluster = status_get(self.consensus_page, ST_CLUSTER_ID)
         self.ops.ids.member = status_get(self.consensus_page, ST_MEMBER_ID)
@@ -191,8 +193,11 @@ cdef class ApplyLoop:
         if self.out.own:
             self.answer_own()
         if self.services_due:
-            self.services_due = self.services.turn()
-            worked |= 1
+            # What found no room to propose tries again in every turn, which does not keep the loop awake.
+            self.services.tick(now_ns())   # what they begin now counts its time from now
+            more = self.services.turn()
+            worked |= more
+            self.services_due = more or self.services.blocked
         self.out.deliver()
         self.hub.deliver()
         now = now_ns()

@@ -1,6 +1,6 @@
 """Which live key below a prefix was created first, or last before a revision: what locks and elections ask.
 
-Only the index is looked at. One thread; between two turns, when the state is that of a revision.
+Only the index is looked at, at the current revision: a revoke may be under way in slices. One thread.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -27,7 +27,7 @@ cdef class KeyOrder:
         key = self.pick(prefix, 0)
         if key is None:
             return None
-        return self.mvcc.get(key)[3]
+        return self.mvcc.get(key, self.mvcc.current)[3]
 
     def last_created(self, bytes prefix, int64_t create_max):
         """The key with the highest create revision <= create_max, or None. Of equal ones the lowest key."""
@@ -53,7 +53,7 @@ cdef class KeyOrder:
         while True:
             count = self.mvcc.index.range_batch(
                 PyBytes_AS_STRING(at), <uint32_t>PyBytes_GET_SIZE(at), exclusive, PyBytes_AS_STRING(end),
-                <uint32_t>size, 0, found, BATCH, 1 << 30, &scan)
+                <uint32_t>size, self.mvcc.current, found, BATCH, 1 << 30, &scan)
             if count < 0:
                 raise ValueError(f"revision index: status {count}")
             take = -1

@@ -230,40 +230,6 @@ cdef class Mvcc:
             return None
         return info.create_main, info.mod_main, info.version, self.fetch(info.mod_main, info.mod_sub)
 
-    def edge_created(self, bytes prefix, bint newest, int64_t max_create=0):
-        """Of the live keys that begin with `prefix`, and were created at `max_create` or before unless that is
-        0, the one created first or, for `newest`, last, of equal ones the lowest: (key, create, mod, version,
-        stored KeyValue), or None.
-
-        Looks at all of them: for the queues of locks and elections, which are short.
-        """
-        cdef KeyInfo found[DELETE_BATCH_KEYS]
-        cdef Scan scan
-        cdef bytes start = prefix
-        cdef bytes key = None
-        cdef bytes end = prefix.rstrip(b"\xff")
-        cdef int64_t best = 0
-        cdef bint exclusive = False
-        cdef int count, i
-        end = end[: len(end) - 1] + bytes((end[len(end) - 1] + 1,)) if end else b"\0"
-        while True:
-            count = self.index.range_batch(
-                PyBytes_AS_STRING(start), <uint32_t>PyBytes_GET_SIZE(start), exclusive, PyBytes_AS_STRING(end),
-                <uint32_t>PyBytes_GET_SIZE(end), self.current, found, DELETE_BATCH_KEYS, 1 << 30, &scan)
-            if count < 0:
-                raise StoreCorrupt(f"revision index: error {count}")
-            for i in range(count):
-                if max_create and found[i].create_main > max_create:
-                    continue
-                if key is None or (found[i].create_main > best if newest else found[i].create_main < best):
-                    best = found[i].create_main
-                    key = PyBytes_FromStringAndSize(found[i].key, found[i].key_len)
-            if scan.state == SCAN_DONE:
-                break
-            start = PyBytes_FromStringAndSize(scan.resume_key, scan.resume_len)
-            exclusive = True
-        return None if key is None else (key, *self.get(key, self.current))
-
     # ---- other buckets ----
 
     def meta_put(self, bytes key, bytes value, int64_t replaced, int64_t growth):

@@ -13,7 +13,6 @@ Methods:
     kept_at(key, main, sub, revision)        whether HashKV at `revision` takes that record
     kept_any(revision), live_count_at(revision)
     schedule_flush(), schedule_compaction()  RocksDB work in the background
-    get(key, revision), first_created(prefix), last_created(prefix, create_max)   for apply/services.py
 
 ServiceGate is what the services may ask of the loop.
 """
@@ -105,20 +104,6 @@ class Engine:
 
     def schedule_compaction(self):
         self.store.start_compaction()
-
-    # ---- what locks and elections look at ----
-
-    def get(self, key, revision=0):
-        """(create, mod, version, record) of a key at a revision, 0 for now; None: absent, deleted or compacted."""
-        return self._mvcc.get(key, revision or self._mvcc.current)
-
-    def first_created(self, prefix):
-        found = self._mvcc.edge_created(prefix, False)
-        return found and found[4]
-
-    def last_created(self, prefix, create_max):
-        found = self._mvcc.edge_created(prefix, True, create_max)
-        return found and found[0]
 
 
 class ServiceGate:

@@ -22,6 +22,7 @@ from etcdfast.apply.compaction import Compactor
 from etcdfast.apply.engine import Engine, ServiceGate
 from etcdfast.apply.housekeeping import INTERVAL_NS, Housekeeper
 from etcdfast.apply.services import Services
+from etcdfast.apply.space import Space
 from etcdfast.apply.store import FLUSH_BYTES, MetaBatch, Store
 
 _WORDS = ring.APPLY_WORDS
@@ -116,7 +117,7 @@ class Process:
         )
         self.engine = Engine(loop, store, housekeeper, self.page, self.consensus_page)
         services = Services(
-            self.engine,
+            Space(self.engine, mvcc),
             ServiceGate(loop),
             locks.HANDLERS | elections.HANDLERS,
             config.max_request_bytes,

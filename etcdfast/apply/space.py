@@ -9,7 +9,6 @@ class Space:
     def __init__(self, engine, mvcc):
         self._engine = engine
         self._mvcc = mvcc
-        self.get = mvcc.get
         order = KeyOrder(mvcc)
         self.first_created = order.first_created
         self.last_created = order.last_created
@@ -29,3 +28,7 @@ class Space:
     @property
     def current_revision(self):
         return self._mvcc.current
+
+    def get(self, key, revision=0):
+        # Never 0: between two slices of a revoke the index holds more than the current revision.
+        return self._mvcc.get(key, revision or self._mvcc.current)
