@@ -302,6 +302,7 @@ cdef class LeaseOps:
     cdef int keep_alive(self, const bytes_view *message, outbuf *out, int64_t now_ns) except -1:
         cdef lease_request r
         cdef lease_row *row
+        cdef int64_t expiry_ns
         if decode_lease(message, &r) < 0:
             return OPS_MALFORMED
         if not self.primary:
@@ -315,8 +316,12 @@ cdef class LeaseOps:
         if row.flags & (ROW_OFFERED | ROW_REVOKING):
             row.flags |= ROW_AWAITED
             return LEASE_WAITS
-        # Later than its place in the queue says, which is put right when that time comes.
-        row.expiry_ns = deadline(now_ns, self.effective_ttl(row), GRACE_NS)
+        # Mostly later than its place in the queue says, which is put right when that time comes; earlier where
+        # promote added an election timeout.
+        expiry_ns = deadline(now_ns, self.effective_ttl(row), GRACE_NS)
+        if expiry_ns < row.expiry_ns:
+            self.table.enqueue(row, QUEUE_EXPIRY, expiry_ns)
+        row.expiry_ns = expiry_ns
         if row.remaining > 0:
             # The next leader would count from the checkpoint: what is promised now must be in the log first.
             row.flags |= ROW_AWAITED
