@@ -100,15 +100,10 @@ cdef void buckets_link(lease_buckets *b, chain_node *node, uint64_t count, bint 
         b.mask = b.mask << 1 | 1
 
 
-cdef void buckets_unlink(lease_buckets *b, chain_node *node, uint64_t count, bint is_row) noexcept nogil:
-    """Take a node out; `count` nodes are left. One bucket is merged when half of them would do."""
-    cdef chain_node **at = <chain_node **>&b.heads[bucket_of(b, node_hash(b, node, is_row))]
+cdef void buckets_merge(lease_buckets *b) noexcept nogil:
+    """Undo the last split."""
+    cdef chain_node **at
     cdef void *shrunk
-    while at[0] != node:
-        at = &at[0].hash_next
-    at[0] = node.hash_next
-    if b.buckets == BUCKETS_MIN or count > b.buckets // 2:
-        return
     if b.buckets == b.mask + 1:
         b.mask >>= 1
     b.buckets -= 1
@@ -121,6 +116,19 @@ cdef void buckets_unlink(lease_buckets *b, chain_node *node, uint64_t count, bin
         if shrunk != NULL:
             b.heads = <void **>shrunk
             b.capacity //= 2
+
+
+cdef void buckets_unlink(lease_buckets *b, chain_node *node, uint64_t count, bint is_row) noexcept nogil:
+    """Take a node out; `count` nodes are left. Two buckets are merged while half of them would do, so that
+    none are left when the nodes are gone."""
+    cdef chain_node **at = <chain_node **>&b.heads[bucket_of(b, node_hash(b, node, is_row))]
+    cdef int merged = 0
+    while at[0] != node:
+        at = &at[0].hash_next
+    at[0] = node.hash_next
+    while merged < 2 and b.buckets > BUCKETS_MIN and count <= b.buckets // 2:
+        buckets_merge(b)
+        merged += 1
 
 
 cdef class LeaseTable:

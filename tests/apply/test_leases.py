@@ -491,6 +491,32 @@ def test_checkpoints_of_strange_values(rig):
     assert rig.time_to_live(2).TTL == 1001
 
 
+# ---- many ----
+
+
+def test_tables_grow_and_shrink(rig):
+    """Ten thousand leases and keys come and go in several orders; each is found while it is there, no other."""
+    count = 10_000
+    empty = rig.table.held_bytes
+    for stride in (1, 7, 4999):
+        ids = [i * stride % count + 1 for i in range(count)]
+        for lease in ids:
+            rig.grant(lease, 60)
+            rig.put(b"key%d" % lease, lease)
+        assert rig.table.held_bytes < 160 * count
+        assert rig.table.count == rig.table.attached == count
+        order = [(i * 3 + 1) % count + 1 for i in range(count)]
+        for i, lease in enumerate(order):
+            assert rig.keep_alive(lease) == 60
+            rig.revoke(lease)
+            assert rig.keep_alive(lease) == 0
+            other = order[(i + count // 2) % count]
+            assert rig.keep_alive(other) == (0 if i >= count // 2 else 60)
+        assert rig.table.count == rig.table.attached == 0
+        assert rig.table.held_bytes == empty
+        rig.write()
+
+
 # ---- restart ----
 
 
