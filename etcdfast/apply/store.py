@@ -115,8 +115,7 @@ class Store:
         if start[:1] == buckets.KEY:
             return self._scan_stream(start, end)
         if start[:1] == buckets.LEASE:
-            leases = self.leases.items() if self.leases else ()
-            return ((key, value) for key, value in leases if start <= key < end)
+            return ((key, value) for key, value in self.leases.items() if start <= key < end)
         if self._meta_keys is None:
             self._meta_keys = sorted(self.meta)
         keys = self._meta_keys
@@ -211,7 +210,7 @@ class MetaBatch:
     def __init__(self, store, mvcc):
         self._store = store
         self._mvcc = mvcc
-        store.leases = getattr(mvcc, "leases", None)
+        store.leases = mvcc.leases
 
     def put(self, key, value):
         store = self._store
