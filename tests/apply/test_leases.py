@@ -139,9 +139,7 @@ def test_revoke_deletes_keys_in_order_in_one_revision(rig):
     answer = rig.revoke(1)
     assert answer.header.revision == rig.mvcc.current == before + 1
     rig.write()
-    tombstones = [
-        (key, value) for key, value in rig.store.records()[0] if len(key) == 19 and key[-1:] == b"t"
-    ]
+    tombstones = [(key, value) for key, value in rig.store.records()[0] if len(key) == 19 and key[-1:] == b"t"]
     assert [key[1:9] for key, _ in tombstones] == [(before + 1).to_bytes(8, "big")] * 3
     assert [value[2:] for _, value in tombstones] == [b"a", b"b", b"c"]
     assert rig.mvcc.get(b"d") is not None
