@@ -2,7 +2,6 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from etcdfast._ext.changes cimport kv_change
 from etcdfast._ext.kvreq cimport bytes_view
@@ -223,19 +222,20 @@ cdef class PastEvents:
         """Whether a list of revisions is being read."""
         return self.history.listed_upto != 0
 
-    def step(self, int64_t budget=1 << 40, uint64_t bytes_max=1 << 40, bytes before=b""):
-        """(status, [(revision, its events)]); `before` is what the buffer holds already."""
+    def step(self, int64_t budget=1 << 40, uint64_t bytes_max=1 << 40, uint64_t before=0):
+        """(status, [(revision, its events)]); `before`: bytes that the buffer holds already."""
         cdef outbuf events
         cdef event_cuts cuts
-        cdef uint64_t start = length_of(before)
+        cdef uint64_t start = before
         cdef uint32_t i
         if budget < 1 or bytes_max < 1:
             raise ValueError("budget and bytes_max must be at least 1")
         outbuf_init(&events)
         event_cuts_init(&cuts)
         try:
-            if start:
-                outbuf_append(&events, before)
+            if outbuf_reserve(&events, before) == NULL and before:
+                raise MemoryError
+            events.size = before
             status = self.history.step(&events, &cuts, budget, bytes_max)
             given = []
             for i in range(cuts.count):
@@ -268,11 +268,3 @@ cdef class PastEvents:
             outbuf_free(&events)
             event_cuts_free(&cuts)
 
-
-cdef int outbuf_append(outbuf *out, bytes text) except -1:
-    cdef uint8_t *p = outbuf_reserve(out, length_of(text))
-    if p == NULL:
-        raise MemoryError
-    memcpy(p, data_of(text), length_of(text))
-    out.size += length_of(text)
-    return 0

@@ -137,4 +137,5 @@ cdef class History:
     cdef void drop_list(self) noexcept
     cdef int end_revision(self, int64_t resume) except -1
     cdef int set_aside(self, int64_t sub) except -1
+    cdef void begin_again(self) noexcept
     cdef void drop_partial(self) noexcept

@@ -30,9 +30,10 @@ cdef enum:
     META_RUN_MAX = 16        # records of other buckets in a row before they are jumped over: a seek costs as much
     REVISION_MARK = 95       # '_' behind the main revision
     KEY_LIST = 256           # revisions of one key listed at a time
-    RANGE_LIST_MAX = 65536   # of a range
-    LIST_LOOK_MAX = 32768    # records and leaves of the index looked at for a list: about a millisecond
-    LIST_SPAN = 4194304      # revisions that one list spans
+    RANGE_LIST_MAX = 32768   # of a range: sorting them takes two milliseconds
+    LIST_LOOK_MAX = 32768    # records and leaves of the index looked at for a list: half a millisecond
+    LIST_LOOK_FACTOR = 32    # looks at the index that cost what one record of the store does
+    LIST_SPAN = 1048576      # revisions that one list spans
     LIST_SPAN_MIN = 1024     # below, walking costs no more than trying
     LIST_KEEP = 1024         # entries; a longer list is given back at its end
 
@@ -218,29 +219,30 @@ cdef class History:
 
     cdef int make_list(self, int64_t upto) except -1:
         """List what the range has from next_rev on, or note up to where to walk instead."""
-        cdef int64_t span, cap, found
+        cdef int64_t span, look, found
         if PyBytes_GET_SIZE(self.end) == 0:
             return self.list_key(upto)
         if upto - self.next_rev >= LIST_SPAN:
             upto = self.next_rev + LIST_SPAN - 1
         span = upto - self.next_rev + 1
         if span >= LIST_SPAN_MIN:
-            cap = min(<int64_t>RANGE_LIST_MAX, span // READ_COST)
-            self.room_for(cap)
+            # In vain or not, it takes no more than half of the step: the other half goes on for certain.
+            look = min(<int64_t>LIST_LOOK_MAX, span, self.budget * (LIST_LOOK_FACTOR // 2))
+            found = min(<int64_t>RANGE_LIST_MAX, span // READ_COST, look)
+            self.room_for(found)
             found = self.mvcc.index.revs_of_range(
                 PyBytes_AS_STRING(self.key), <uint32_t>PyBytes_GET_SIZE(self.key),
                 PyBytes_AS_STRING(self.end), <uint32_t>PyBytes_GET_SIZE(self.end),
-                self.next_rev, upto, self.listed, cap, min(<int64_t>LIST_LOOK_MAX, span))
+                self.next_rev, upto, self.listed, found, look)
+            self.budget -= look // LIST_LOOK_FACTOR
             if found >= 0:
                 qsort(self.listed, <size_t>found, sizeof(Revision), by_revision)
                 self.listed_count = found
                 self.listed_at = 0
                 self.listed_upto = upto
                 self.stepping = True
-                self.budget -= 1 + (found >> 3)
                 return 0
             self.drop_list()
-            self.budget -= min(<int64_t>LIST_LOOK_MAX, span) >> 4
         self.walk_upto = upto
         return 0
 
@@ -311,9 +313,6 @@ cdef class History:
                     record = self.listed_record(r)
                 status = self.emit(r.main, is_tombstone, record)
                 if status != HISTORY_FRONT:
-                    # The revision is begun again.
-                    while self.listed_at and self.listed[self.listed_at - 1].main == r.main:
-                        self.listed_at -= 1
                     return status
             self.listed_at += 1
         status = self.end_revision(self.listed_upto + 1)
@@ -505,8 +504,7 @@ cdef class History:
                 prev_size = <uint64_t>PyBytes_GET_SIZE(prev)
                 need += prev_size
         if target.size + need > OUTBUF_LIMIT_BYTES:
-            self.last_record = None
-            self.drop_partial()
+            self.begin_again()
             return HISTORY_MORE if self.given else HISTORY_TOO_LARGE
         if is_tombstone:
             append_delete(target, key, key_len, main, prev_data, prev_size)
@@ -525,6 +523,7 @@ cdef class History:
             return HISTORY_FRONT
         if self.partial_sub:
             if self.events.size + self.partial.size > OUTBUF_LIMIT_BYTES:
+                self.begin_again()
                 return HISTORY_TOO_LARGE
             if self.partial.size:
                 p = outbuf_reserve(self.events, self.partial.size)
@@ -540,6 +539,13 @@ cdef class History:
             self.given = True
         self.next_rev = resume
         return HISTORY_FRONT
+
+    cdef void begin_again(self) noexcept:
+        """Back to the first event of next_rev."""
+        self.drop_partial()
+        self.last_record = None
+        while self.listed_at and self.listed[self.listed_at - 1].main >= self.next_rev:
+            self.listed_at -= 1
 
     cdef int set_aside(self, int64_t sub) except -1:
         """Keep the events of a revision that goes on at `sub` for the next step."""

@@ -376,18 +376,49 @@ def test_opening_below_the_compacted_revision():
         assert past.step() == (FRONT, world.expected(b"k", end, PREV_KV, 6))
 
 
-def test_a_revision_too_large_for_any_buffer():
+@pytest.mark.parametrize("others", [0, 1500])
+def test_a_revision_too_large_for_the_buffer(others):
+    """The limit is that of a buffer: 256 MiB. All but the end of it is taken here before the step begins."""
+    limit = 256 << 20
     world = World()
-    value = b"v" * (1 << 20)
-    world.write([(b"k", b"before")])
-    world.write([(b"k%03d" % n, value) for n in range(260)])
-    past = PastEvents(world.mvcc, b"k", b"l", 0, 1)
-    for _ in range(2):
-        status, given = past.step()
-        if status == MORE:
-            assert given == world.expected(b"k", b"l", 0, 1, 2)
-            status, given = past.step()
-        assert (status, given, past.next_rev) == (TOO_LARGE, [], 3)
+    world.write([(b"k", b"first")])
+    world.write([(b"k%03d" % n, b"v" * 50) for n in range(100)])
+    for _ in range(others):  # then the range is read by list
+        world.write([(b"other", b"")])
+    world.write([(b"k", b"last")])
+    expected = world.expected(b"k", b"l", 0, 1)
+    for options in (0, PREV_KV):
+        past = PastEvents(world.mvcc, b"k", b"l", options, 1)
+        assert past.step(before=limit - 2000) == (MORE, expected[:1])
+        assert past.listed == (others > 0)
+        for _ in range(2):
+            assert past.step(before=limit - 2000) == (TOO_LARGE, []) and past.next_rev == 3
+        assert past.step(30) == (MORE, [])  # the revision is set aside
+        assert past.step(30) == (MORE, [])
+        assert past.step(before=limit - 2000) == (TOO_LARGE, [])
+        status, given = drain(past)
+        assert status == FRONT and [revision for revision, _ in given] == [3, world.mvcc.current]
+        if not options:
+            assert given == expected[1:]
+
+
+def test_every_step_gets_on_even_when_no_list_is_worth_while():
+    """A reader that is given up after each step, as when there are too many of them, still comes to the end."""
+    world = World()
+    for n in range(4000):
+        world.write([(b"k%02d" % (n % 50), b"v")], end_turn=n % 100 == 99)
+    for budget in (1, 64, 512):
+        given, next_rev, steps = [], 1, 0
+        while next_rev <= world.mvcc.current and steps < 600:
+            past = PastEvents(world.mvcc, b"k", b"l", 0, next_rev)
+            _, more = past.step(budget)
+            given += more
+            assert past.next_rev > next_rev
+            next_rev = past.next_rev
+            steps += 1
+        assert steps <= 4000 // max(budget // 3, 1)
+        expected = world.expected(b"k", b"l", 0, 1)
+        assert given == expected[: len(given)] and (budget == 1 or len(given) == len(expected))
 
 
 # ---- what is not there must not be passed over ----
