@@ -142,7 +142,7 @@ KNOWN_DIFFERENCES = (INVALID_SORT_OPTION, HASH_REVISION_FIELD, HASH_AT_COMPACTED
 
 # Differences of newer releases that need no entry above, because no answer within the reach of the
 # generator shows them:
-#   - keys_only ranges carry lease 0 from 3.7 (G4): no key has a lease until leases exist.
+#   - keys_only ranges carry lease 0 from 3.7 (G4): keys have leases in leases.py only, which allows for it.
 #   - A tombstone exactly at the compacted revision stays until the next compaction (formats.md 9.4),
 #     but HashKV leaves it out, and no read shows tombstones: answers are the same.
 
