@@ -1,4 +1,4 @@
-"""A lease never ends before its time, and soon after it: under load, over pauses, over kills.
+"""A lease never ends before its time, and soon after it: under load, over pauses, over kills, after idling.
 
 The cases spend their time waiting, which is what they are about, so all of them run side by side, each
 with a member of its own; every test then tells of one.
@@ -170,7 +170,22 @@ def _checkpoints() -> str:
     return f"{told[0]} s and {told[1]} s are left"
 
 
+IDLE_SECONDS = 8.0  # longer than a request may take (5 s and twice the election timeout)
+
+
+def _calls_after_an_idle_time() -> str:
+    """The deadline of a lock or election call counts from its own beginning, not from the last one's."""
+    with target_server() as server, server.client() as client:
+        time.sleep(IDLE_SECONDS)  # the wait is what is tested
+        calls = [client.start("Unlock", pb.UnlockRequest(key=b"%d" % number)) for number in range(300)]
+        refused = [reply for reply in (call.reply() for call in calls) if not reply.ok]
+        if refused:
+            raise Broken(f"{len(refused)} of {len(calls)} calls failed, the first with {refused[0]}")
+    return f"{len(calls)} calls answered"
+
+
 CASES: dict[str, Case] = {
+    "calls after an idle time": _calls_after_an_idle_time,
     "under heavy puts": _under_heavy_puts,
     "the member stood still": _pause("all"),
     "killed twice": _killed_twice,

@@ -209,11 +209,12 @@ def watch_interactive_from_a_revision(session: Session) -> None:
 @scenario
 def watch_of_a_compacted_revision(session: Session) -> None:
     first = _history(session) + 1
-    session.run("compaction", str(first + 4))
+    # Not at a revision that deletes: newer releases keep its tombstone, and so its event, for now (formats.md 9.4).
+    session.run("compaction", str(first + 5))
     result = session.run("watch", "a", f"--rev={first}")
     assert result.code == 5
-    session.run("watch", "a", "--prefix", f"--rev={first + 3}", "-w", "json")
-    watch = session.start("watch", "a", "--prefix", f"--rev={first + 4}")
+    session.run("watch", "a", "--prefix", f"--rev={first + 4}", "-w", "json")
+    watch = session.start("watch", "a", "--prefix", f"--rev={first + 5}")
     watch.shows(b"end")
     session.interrupt(watch)
     watch = session.start("watch", "-i")
@@ -359,14 +360,15 @@ def lock_around_a_command(session: Session) -> None:
 @scenario
 def lock_queues_with_the_lock_service(session: Session) -> None:
     """etcdctl brings its own queueing (client/v3/concurrency): it and the service take turns."""
-    session.client.call("LeaseGrant", pb.LeaseGrantRequest(ID=5, TTL=1000))
+    assert session.client.call("LeaseGrant", pb.LeaseGrantRequest(ID=5, TTL=1000)).ok
     first = session.start("lock", "mutex")
     first.shows(b"mutex/")
     service = session.client.start("Lock", pb.LockRequest(name=b"mutex", lease=5))
-    wait_until(lambda: session.client.get(b"mutex/5").count == 1, "the service in the queue")
+    wait_until(lambda: service.done or session.client.get(b"mutex/5").count == 1, "the service in the queue")
+    assert not service.done, service.reply()
     last = session.start("lock", "mutex", "--", "sh", "-c", "echo last")
     wait_until(lambda: session.client.get(b"mutex/", b"mutex0").count == 3, "the last in the queue")
-    assert not service.done
+    assert not service.done, service.reply()
     session.interrupt(first)
     assert service.reply().message.key == b"mutex/5"
     assert last.stdout == b""
@@ -415,7 +417,7 @@ def elect_campaigns_and_listeners(session: Session) -> None:
 @scenario
 def elect_meets_the_election_service(session: Session) -> None:
     """etcdctl's listener and candidates and those of the service are of one election."""
-    session.client.call("LeaseGrant", pb.LeaseGrantRequest(ID=5, TTL=1000))
+    assert session.client.call("LeaseGrant", pb.LeaseGrantRequest(ID=5, TTL=1000)).ok
     won = session.client.call("Campaign", pb.CampaignRequest(name=b"race", lease=5, value=b"service"))
     two = session.start("elect", "race", "ctl")
     wait_until(lambda: session.client.get(b"race/", b"race0").count == 2, "etcdctl in the queue")
