@@ -38,6 +38,12 @@ def lease_call_at(seed: int, index: int, state: State, live: list[int]) -> list[
     one chooses, falls into the history.
     """
     rng = random.Random(f"lease {seed}:{index}")
+    phase = index % 60
+    if phase == 20:  # a refusal too rare to be left to chance
+        put = pb.PutRequest(key=b"absent", lease=rng.choice(ABSENT))
+        return [Call(index, "Txn", pb.TxnRequest(success=[pb.RequestOp(request_put=put)]))]
+    if phase == 40:
+        return [Call(index, "Put", pb.PutRequest(key=b"a", ignore_lease=True, lease=_some_id(rng, live) or 1))]
     roll = rng.random()
     if roll < 0.60:
         call = call_at(seed, index, state)
