@@ -21,7 +21,7 @@ from .etcdctl import ETCDCTL, TIMEOUT_SECONDS, Result, etcdctl, normalised
 # ones; the ids of cluster and member look alike, but are equal on both sides.
 _ID = re.compile(rb"(?<![0-9a-z])(?:[0-9a-f]{14,16}|[0-9]{17,19})(?![0-9a-z])")
 _SAME_IDS = {14841639068965178418, 10276657743932975437}
-_REMAINING = re.compile(rb'(granted\((\d+)s\), remaining\(|"ttl":|"TTL" : )(\d+)')
+_REMAINING = re.compile(rb'(TTL\((\d+)s\), remaining\(|"ttl":|"TTL" : )(\d+)')
 _DECIMAL_DIGITS = 17
 # A client told to stop while a call of its own waits may log that it gave the call up, or end before it does.
 _GIVEN_UP = re.compile(rb'(?m)^\{"level":"warn"[^\n]*context canceled[^\n]*\n')
