@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etcdfast._ext.watchface import WatchedRanges
+from tests.unit.stress_watchtree import Stress
 
 ALL = b"\0"
 
@@ -228,3 +229,9 @@ def test_failed_allocation_changes_nothing():
             pair.add(watched)
     assert failed > 100
     pair.check(pair.keys)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_stress_in_small(seed):
+    """`python -m tests.unit.stress_watchtree` does the same with a million ranges."""
+    Stress(seed).run(3000, 6000)
