@@ -129,8 +129,7 @@ class Followers:
             if ended:
                 stream.wait_end()
             stream.close()
-            assert stream.failure is None, stream.failure
-            assert not stream.strays, f"an answer for no watch: {stream.strays[0]}"
+            stream.check()
         for follower in self.all:
             self._close(follower)
         self.streams.clear()

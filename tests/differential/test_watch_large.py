@@ -85,7 +85,7 @@ def test_a_txn_of_128_large_puts(clients: list[Client]) -> None:
                 # The revision in one piece; the next one may share the last response of a catch-up.
                 assert sum(event.kv.mod_revision == revision for event in watch.responses[0].events) == TXN_OPS
             _check_parts(client, watches)
-            assert not stream.strays
+            stream.check()
             seen.append([watch.events for watch in watches])
     assert seen[0] == seen[1]
 

@@ -96,8 +96,7 @@ class Side:
     def reopen(self, number: int) -> None:
         old = self.streams[number]
         old.close()
-        if old.strays:
-            raise Mismatch(f"an answer for no watch: {_text(old.strays[0])}")
+        old.check()
         self.streams[number] = self._stream(number)
 
     def close(self) -> None:
@@ -195,8 +194,10 @@ class WatchPair:
                     self._retire(number, slot)
         for side in self.sides:
             for stream in side.streams:
-                if stream.strays:
-                    raise Mismatch(f"{self._name(side)}: an answer for no watch: {_text(stream.strays[0])}")
+                try:
+                    stream.check()
+                except AssertionError as error:
+                    raise Mismatch(f"{self._name(side)}: {error}") from None
 
     def compact(self, step: WatchStep) -> None:
         self.settle()

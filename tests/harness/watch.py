@@ -77,6 +77,8 @@ class Watch:
     def _file(self, response: Any) -> None:
         if response.events:
             self.message_bytes.append(response.ByteSize())
+        if response.canceled:
+            self.canceled, self._parts = response, None
         if response.fragment or self._parts is not None:
             self.fragments += 1
             if self._parts is None:
@@ -89,8 +91,6 @@ class Watch:
             response.fragment = False
         self.responses.append(response)
         self.events.extend(response.events)
-        if response.canceled:
-            self.canceled = response
 
 
 def is_progress(response: Any) -> bool:
@@ -102,7 +102,8 @@ class WatchStream:
     """One Watch call over its own connection, or over a channel given.
 
     Errors: AssertionError for what a test waits for in vain; `ended` has code and text of a stream that
-    ended. `strays` holds answers for ids that no open watch of this stream has: always a defect.
+    ended. `strays` holds answers for ids that no open watch of this stream has: always a defect. So is what
+    `interleaved` holds: messages between the fragments of one response, which etcd's Go client would lose.
     `window_bytes`: the stream's flow-control window, for tests that stop reading (own connection only).
     """
 
@@ -129,6 +130,8 @@ class WatchStream:
         self.watches: list[Watch] = []
         self.progress_responses: list[Any] = []
         self.strays: list[Any] = []
+        self.interleaved: list[Any] = []
+        self._fragmented: int | None = None  # whose response is coming in fragments
         self.messages = 0
         self.ended: Reply | None = None
         self.failure: BaseException | None = None
@@ -252,6 +255,15 @@ class WatchStream:
                 self._changed.wait(left)
             return self.ended
 
+    def check(self) -> None:
+        """That nothing came which is a defect whatever the test is about. Errors: AssertionError."""
+        if self.failure is not None:
+            raise AssertionError(f"a message nobody can read: {self.failure}") from self.failure
+        if self.strays:
+            raise AssertionError(f"an answer for no watch: {_short(self.strays[0])}")
+        if self.interleaved:
+            raise AssertionError(f"between the fragments of a response: {_short(self.interleaved[0])}")
+
     # -- inside -------------------------------------------------------------------------------
 
     def _read(self) -> None:
@@ -285,6 +297,11 @@ class WatchStream:
                 return
 
     def _file(self, response: Any) -> None:
+        of_watch = not (response.created or response.canceled or is_progress(response))
+        if self._fragmented is not None and not (of_watch and response.watch_id == self._fragmented):
+            self.interleaved.append(response)
+        elif of_watch:
+            self._fragmented = response.watch_id if response.fragment else None
         if response.created:
             self._file_created(response)
         elif response.watch_id == STREAM_WIDE and STREAM_WIDE not in self._open:
@@ -319,6 +336,11 @@ class WatchStream:
             self.strays.append(response)
         else:
             self._open[response.watch_id] = watch
+
+
+def _short(message: Any) -> str:
+    text = " ".join(str(message).split())
+    return text if len(text) <= 400 else f"{text[:400]}... ({len(text)} characters)"
 
 
 def open_streams(client: Client, count: int) -> list[WatchStream]:
