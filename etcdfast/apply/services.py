@@ -39,7 +39,8 @@ equal for all records of a call; the times are CLOCK_MONOTONIC ns):
 
     changed(key, main, deleted)      each change of the turn in revision order, while `waiting` is not 0
     answered(token, status, payload) each answer to a proposal of the services; payload: response, or text
-    call(method, payload, who), cancel(who), credit(who, bytes)
+    call(method, payload, who), cancel(who) -> bool, credit(who, bytes) -> bool
+                                     False: not a call of the services (any more); it may be a long answer by now
     tick(now_ns)                     at the latest at `next_due_ns` (0: nothing is due)
     turn() -> bool                   True: more to do at once. While `blocked` is true a proposal waits for room
                                      in `ac`: do not sleep longer than until there is some (ring_await_room)
@@ -216,16 +217,17 @@ class Services:
         return True
 
     def credit(self, who, size):
-        """The client of a stream took `size` bytes."""
+        """The client of a stream took `size` bytes. False when that call is not known (any more)."""
         call = self._calls.get(who)
         if call is None:
-            return
+            return False
         taken = min(size, call.unsent_bytes)
         call.unsent_bytes -= taken
         self.unsent_bytes -= taken
         if call.starved and call.unsent_bytes < STREAM_UNSENT_MAX:
             self._starved[call] = True
         self._feed()
+        return True
 
     def changed(self, key, main, deleted):
         """One change of the key space, in revision order."""
