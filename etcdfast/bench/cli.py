@@ -246,6 +246,8 @@ def _serializable(args: argparse.Namespace) -> bool:
 
 
 def _workload(args: argparse.Namespace, endpoints: list[Endpoint]) -> Workload:
+    if args.command.startswith("watch") and args.duration:
+        raise UsageError(f"{args.command} ends with its last event: --duration does not apply")
     if args.command in commands.BUILDERS:
         return commands.BUILDERS[args.command](args, endpoints)
     if args.command == "put":

@@ -88,6 +88,7 @@ def test_help_names_every_flag_of_etcds_tool(name, flags):
         (["watch", "--start-revision", "5"], "say with --events how many"),
         (["watch", "--whole-prefix"], "say with --events how many"),
         (["watch", "--streams", "100000", "--watch-per-stream", "1000"], "expected at most 10000000 watchers"),
+        (["watch", "--duration", "5s"], "--duration does not apply"),
         (["watch-latency", "--put-total", "0"], "--put-total: expected a positive number"),
         (["watch-get", "--watchers", "10", "--streams", "3"], "expected --watchers to be a multiple of --streams"),
         (["lease-grant", "--expire-together", "--ttl", "200"], "needs a --ttl of at most 127"),
