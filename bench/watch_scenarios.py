@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ PUT = ("put", "--key-size", "8", "--val-size", "256", "--key-space-size", "10000
 # a load that a member carries with ease: its latency tells of disturbance, not of saturation
 STEADY = ("--conns", "20", "--clients", "100", *PUT)
 STEADY_RATE = 5000
+STEADY_SLICES = 3
 EVENTS_PER_TXN = 100
 FILL_KEYS = 100_000
 
@@ -164,12 +166,17 @@ def _many(member: Member, size: Size) -> dict:
 
 
 def steady(member: Member, size: Size) -> dict:
-    """Latency of puts at a fixed rate."""
+    """Latency of puts at a fixed rate: medians of a few slices, so that one hiccup of the disk is not the figure."""
     rate = min(STEADY_RATE, size.clients_max * 100)
-    report = bench(member, *STEADY, "--rate", str(rate), *length_of(size))
-    if report["errors_total"]:
-        raise MemberError(f"{member.kind}: puts failed: {report['errors']}")
-    return report["latency"]["all"]
+    slices = 1 if size.total else STEADY_SLICES
+    length = ["--total", str(size.total)] if size.total else ["--duration", f"{size.seconds / slices:g}s"]
+    rows = []
+    for _ in range(slices):
+        report = bench(member, *STEADY, "--rate", str(rate), *length)
+        if report["errors_total"]:
+            raise MemberError(f"{member.kind}: puts failed: {report['errors']}")
+        rows.append(report["latency"]["all"])
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def _fill(member: Member, events: int) -> None:
@@ -205,11 +212,13 @@ def _stuck(member: Member, size: Size) -> dict:
         later = member.memory()
         watcher.go_on()
         report, catching_up = _together(watcher.finish, lambda: steady(member, size))
+    # before and after the watcher, so that a drift of the disk falls on neither side
+    without_ms = (without["p99_ms"] + steady(member, size)["p99_ms"]) / 2
     watch = report["watch"]
     return {
-        "without_p99_ms": without["p99_ms"],
+        "without_p99_ms": without_ms,
         "stuck_p99_ms": during["p99_ms"],
-        "p99_ratio": during["p99_ms"] / without["p99_ms"],
+        "p99_ratio": during["p99_ms"] / without_ms,
         "catch_up_p99_ms": catching_up["p99_ms"],
         "fill_pss_mb": (filled.pss - start.pss) / MB,
         "stuck_fill_pss_mb": (stuck.pss - before.pss) / MB,
