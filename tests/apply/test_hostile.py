@@ -10,7 +10,10 @@ from etcdfast._ext.requests import check
 from etcdfast.api.pb import rpc_pb2 as pb
 from tests.apply.rig import KINDS, RPC, Rig
 
-INTERNAL_FIELD = {"Put": 4, "DeleteRange": 5, "Txn": 6, "Compact": 7, "Alarm": 10}
+INTERNAL_FIELD = {
+    "Put": 4, "DeleteRange": 5, "Txn": 6, "Compact": 7, "LeaseGrant": 8, "LeaseRevoke": 9, "Alarm": 10,
+}  # fmt: skip
+CALLS = ("HashKV", "LeaseKeepAlive")
 
 
 def operation(**body):
@@ -53,6 +56,11 @@ REQUESTS = {
         key=b"a", range_end=b"z", limit=2, revision=2, sort_order=1, sort_target=4, min_mod_revision=1
     ),
     "HashKV": pb.HashKVRequest(revision=2),
+    "LeaseGrant": pb.LeaseGrantRequest(TTL=60, ID=0x7E57),
+    "LeaseRevoke": pb.LeaseRevokeRequest(ID=0x7E57),
+    "LeaseKeepAlive": pb.LeaseKeepAliveRequest(ID=0x7E57),
+    "LeaseTimeToLive": pb.LeaseTimeToLiveRequest(ID=0x7E57, keys=True),
+    "LeaseLeases": pb.LeaseLeasesRequest(),
     "Alarm": pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=5, alarm=pb.NOSPACE),
 }
 
@@ -73,6 +81,7 @@ def mutations(message, rand):
 @pytest.fixture
 def rig(tmp_path):
     made = Rig(tmp_path / "db")
+    assert made.ca.push(KINDS["HARD"])  # it leads: keep-alives are answered
     for key in (b"a", b"b", b"c", b"d", b"x"):
         assert made.put(key, b"value").status == ""
     yield made
@@ -89,10 +98,12 @@ def entry_of(method, message, request_id):
 
 def send(rig, method, message, verdict):
     """Hand the bytes over the way this request goes; returns the stream of the answer."""
+    if verdict.new_id:
+        message += b"\x10\xff\x7f"  # as consensus does
     if method in INTERNAL_FIELD and not verdict.read_only:
         return rig.entry(entry_of(method, message, rig.index))
     rig.stream += 2
-    ring, kind = (rig.f0a, "CALL") if method == "HashKV" else (rig.ca, "READ")
+    ring, kind = (rig.f0a, "CALL") if method in CALLS else (rig.ca, "READ")
     assert ring.push(KINDS[kind], message, method=RPC[method], frontend=0, slot=7, generation=3, stream=rig.stream)
     return rig.stream
 
