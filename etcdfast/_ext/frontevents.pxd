@@ -11,7 +11,7 @@ from etcdfast._ext.frontconn cimport loop_t
 from etcdfast._ext.ring cimport ipc_record
 
 cdef enum:
-    EVENTS_LENT_BYTES = 2048       # from here on a chunk of its own is cheaper than a copy
+    EVENTS_LENT_BYTES = 512        # from here on a chunk of its own is cheaper than a copy (bench/micro/events.py)
     EVENTS_HEAD_BYTES_MAX = 48     # a ResponseHeader has 46
     EVENTS_TARGETS_MAX = 65536
     # Made of EVENTS in one turn; then what there is goes to the sockets first. Without it a ring full of
