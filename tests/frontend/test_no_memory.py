@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from etcdfast.api.pb import rpc_pb2 as pb
-from tests.frontend.member import Frontend
+from tests.frontend.member import RPC_IDS, Frontend
 from tests.frontend.rawh2 import (
     DATA,
     END_STREAM,
@@ -34,6 +34,7 @@ TXN = pb.TxnRequest(
     compare=[pb.Compare(key=b"c%d" % n) for n in range(100)],
     success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k%d" % n)) for n in range(100)],
 ).SerializeToString()
+WATCH = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k" * 700)).SerializeToString()
 PART = bytes(30_000)
 ALLOCATIONS_MAX = 3000
 
@@ -76,6 +77,12 @@ class Failing:
 def answer(record, member):
     if record["kind"] in ("CREDIT", "CANCEL"):
         return []
+    if record["kind"] == "HALF":
+        return [("END", b"", {})]
+    if record["method"] == RPC_IDS["Watch"]:
+        for size in (100, 4000, 20_000):
+            member.push_events([(record["slot"], record["generation"], record["stream"], 1)] * 3, b"head", bytes(size))
+        return [("MESSAGE", record["payload"], {})]
     if record["kind"] == "READ":
         return [("BEGIN", b"", {"index": 3 * len(PART)}), *[("PART", PART, {})] * 3, ("END", b"", {})]
     return [("REPLY", record["payload"], {})]
@@ -119,6 +126,16 @@ def exchange(client):
         client.send(frame(DATA, END_STREAM if at + 10_000 >= len(whole) else 0, stream, whole[at : at + 10_000]))
     client.send(frame(WINDOW_UPDATE, 0, 0, (200_000).to_bytes(4, "big")))
     client.send(frame(WINDOW_UPDATE, 0, stream, (100_000).to_bytes(4, "big")))
+    take_until(stream)
+    # many messages, and events that find no window
+    stream = client.next_stream
+    client.next_stream += 2
+    client.send(client.head(request_headers(path="/etcdserverpb.Watch/Watch"), stream))
+    for body in (message(WATCH) + message(WATCH)[:9], message(WATCH)[9:]):
+        client.send(frame(DATA, 0, stream, body))
+    client.send(frame(DATA, END_STREAM, stream, message(WATCH)))
+    client.send(frame(WINDOW_UPDATE, 0, 0, (400_000).to_bytes(4, "big")))
+    client.send(frame(WINDOW_UPDATE, 0, stream, (400_000).to_bytes(4, "big")))
     take_until(stream)
     stream, data = client.call(PUT, end=False)
     client.send(data + frame(RST_STREAM, 0, stream, (8).to_bytes(4, "big")))
@@ -177,7 +194,7 @@ def test_each_allocation_of_a_warm_process(library, tmp_path):
 
 # The first exchange of a process fills its pools: about COLD_ALLOCATIONS. A process for each takes ten seconds
 # (ETCDFAST_TEST_EVERY=1), so a few of them, others each time.
-COLD_ALLOCATIONS = 75
+COLD_ALLOCATIONS = 100
 SEED = int(os.environ.get("ETCDFAST_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
 EVERY = os.environ.get("ETCDFAST_TEST_EVERY") == "1"
 COLD = range(1, COLD_ALLOCATIONS) if EVERY else sorted(random.Random(SEED).sample(range(1, COLD_ALLOCATIONS), 12))

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from etcdfast._ext.requests import check
 from etcdfast.api.errors import ID
 from etcdfast.api.pb import rpc_pb2 as pb
+from etcdfast.api.pb import v3election_pb2 as election
+from etcdfast.api.pb import v3lock_pb2 as lock
 from etcdfast.api.rpcs import RPCS
 
 RPC = {rpc.method: rpc.id for rpc in RPCS if not rpc.service.startswith("grpc.")}
@@ -316,3 +318,84 @@ def test_compaction_and_member_list_facts():
     assert not verdict("Compact", pb.CompactionRequest(revision=3)).physical
     assert not verdict("MemberList", pb.MemberListRequest(linearizable=True)).serializable
     assert verdict("MemberList", pb.MemberListRequest()).serializable
+
+
+# ---- watches, leases, locks, elections: what is let through, apply must be able to decode
+
+numbers = st.sampled_from([0, 1, 127, 128, 1 << 35, (1 << 63) - 1, -1])
+blobs = st.sampled_from([b"", b"k", b"\0", b"\xff" * 200])
+watch_requests = st.one_of(
+    st.builds(
+        lambda **fields: pb.WatchRequest(create_request=pb.WatchCreateRequest(**fields)),
+        key=blobs,
+        range_end=blobs,
+        start_revision=numbers,
+        filters=st.lists(st.sampled_from([0, 1, 1 << 30, -1]), max_size=3),
+        prev_kv=st.booleans(),
+        watch_id=numbers,
+    ),
+    st.builds(lambda n: pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=n)), numbers),
+    st.just(pb.WatchRequest(progress_request=pb.WatchProgressRequest())),
+    st.just(pb.WatchRequest()),
+)
+leaders = st.builds(election.LeaderKey, name=blobs, key=blobs, rev=numbers, lease=numbers)
+COORDINATION = {
+    "Watch": watch_requests,
+    "LeaseGrant": st.builds(pb.LeaseGrantRequest, TTL=numbers, ID=numbers),
+    "LeaseRevoke": st.builds(pb.LeaseRevokeRequest, ID=numbers),
+    "LeaseKeepAlive": st.builds(pb.LeaseKeepAliveRequest, ID=numbers),
+    "LeaseTimeToLive": st.builds(pb.LeaseTimeToLiveRequest, ID=numbers, keys=st.booleans()),
+    "LeaseLeases": st.just(pb.LeaseLeasesRequest()),
+    "Lock": st.builds(lock.LockRequest, name=blobs, lease=numbers),
+    "Unlock": st.builds(lock.UnlockRequest, key=blobs),
+    "Campaign": st.builds(election.CampaignRequest, name=blobs, lease=numbers, value=blobs),
+    "Proclaim": st.builds(election.ProclaimRequest, leader=leaders, value=blobs),
+    "Leader": st.builds(election.LeaderRequest, name=blobs),
+    "Observe": st.builds(election.LeaderRequest, name=blobs),
+    "Resign": st.builds(election.ResignRequest, leader=leaders),
+}
+
+
+def parses(kind, data):
+    try:
+        return kind.FromString(data)
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("method", COORDINATION)
+@given(data=st.data())
+def test_requests_of_coordination_are_let_through_when_they_decode(method, data):
+    message = data.draw(COORDINATION[method])
+    whole = message.SerializeToString()
+    got = check(RPC[method], whole)
+    assert not got.malformed and got.error == 0
+    assert got.cost == (64 if method == "LeaseGrant" else 0)
+    assert got.new_id == (method == "LeaseGrant" and message.ID == 0)
+    cut = whole[: data.draw(st.integers(0, len(whole)))]
+    assert check(RPC[method], cut).malformed == (parses(type(message), cut) is None)
+    at = data.draw(st.integers(0, len(whole)))
+    changed = whole[:at] + data.draw(st.binary(max_size=3)) + whole[at + data.draw(st.integers(0, 2)) :]
+    verdict = check(RPC[method], changed)
+    if not verdict.malformed:
+        decoded = parses(type(message), changed)
+        assert decoded is not None, changed
+        if method == "LeaseGrant":
+            assert verdict.new_id == (decoded.ID == 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("Watch", b"\x0a\x03\x2a\x01\x80"),  # packed filters that end within a number
+        ("Watch", b"\x0a\x02\x0a\x05"),
+        ("Watch", b"\x12\x01\x08"),
+        ("Watch", b"\x1a\x01\x08"),
+        ("Proclaim", b"\x0a\x02\x0a\x05"),
+        ("Resign", b"\x0a\x01\x18"),
+        ("LeaseGrant", b"\x10"),
+        ("Lock", b"\x0a\x05n"),
+    ],
+)
+def test_what_is_malformed_inside_is_refused(method, message):
+    assert check(RPC[method], message).malformed
