@@ -306,31 +306,34 @@ cdef int drain_answers(loop_t *loop) noexcept nogil:
             return 0
 
 
+cdef bint owes_credit(h2_stream *s) noexcept nogil:
+    if s.flags & STREAM_ANSWERED or s.sent_bytes == 0:
+        return False
+    if s.flags & STREAM_COUNTED:
+        return s.sent_bytes >= CREDIT_COUNTED_BYTES
+    return s.sent_bytes >= CREDIT_STEP_BYTES or s.out_head == NULL
+
+
 cdef void give_credit(loop_t *loop) noexcept nogil:
     """CREDIT for what the sockets took. Streams that find no room keep their place for the next turn."""
     cdef h2_stream *s = loop.server.sent
-    cdef h2_stream *kept = NULL
     cdef h2_stream *after
     cdef ipc_record *r
     while s != NULL:
         after = s.sent_next
-        s.in_sent = False
-        if s.flags & STREAM_ANSWERED == 0 and s.sent_bytes:
-            if s.sent_bytes >= CREDIT_COUNTED_BYTES if s.flags & STREAM_COUNTED else \
-                    s.sent_bytes >= CREDIT_STEP_BYTES or s.out_head == NULL:
-                r = ring_claim(loop.out[RING_APPLY], sizeof(ipc_record))
-                if r != NULL:
-                    fill_record(loop, r, s, IPC_CREDIT)
-                    r.index = s.sent_bytes
-                    ring_commit(loop.out[RING_APPLY], r)
-                    s.sent_bytes = 0
-                else:
-                    ring_await_room(loop.out[RING_APPLY], sizeof(ipc_record))
-                    s.in_sent = True
-                    s.sent_next = kept
-                    kept = s
+        if owes_credit(s):
+            r = ring_claim(loop.out[RING_APPLY], sizeof(ipc_record))
+            if r == NULL:
+                ring_publish(loop.out[RING_APPLY])
+                if not ring_await_room(loop.out[RING_APPLY], sizeof(ipc_record)):
+                    return
+                continue
+            fill_record(loop, r, s, IPC_CREDIT)
+            r.index = s.sent_bytes
+            ring_commit(loop.out[RING_APPLY], r)
+            s.sent_bytes = 0
+        sent_remove(s)
         s = after
-    loop.server.sent = kept
 
 
 # ---- the loop

@@ -84,7 +84,6 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
     cdef h2_conn *conn = s.conn
     cdef h2_server *server = conn.server
     cdef h2_chunk *c
-    cdef h2_stream **link
     server.on_gone(conn, s)
     if not s.flags & STREAM_ANSWERED and s.method:
         server.counters.handled[s.method][GRPC_CANCELLED] += 1
@@ -97,16 +96,8 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
         free_chunk(s, c)
     free(s.note)
     free(s.text)
-    if s.in_borrowers:
-        link = &server.borrowers
-        while link[0] != s:
-            link = &link[0].borrow_next
-        link[0] = s.borrow_next
-    if s.in_sent:
-        link = &server.sent
-        while link[0] != s:
-            link = &link[0].sent_next
-        link[0] = s.sent_next
+    borrowers_remove(s)
+    sent_remove(s)
     if conn.open == s:
         conn.open = NULL
     if s.list_prev != NULL:
@@ -294,10 +285,7 @@ cdef ssize_t read_answer(nghttp2_session *session, int32_t stream_id, uint8_t *b
 
 cdef inline void count_sent(h2_stream *s, size_t size) noexcept nogil:
     s.sent_bytes += <uint32_t>size
-    if not s.in_sent:
-        s.in_sent = True
-        s.sent_next = s.conn.server.sent
-        s.conn.server.sent = s
+    sent_add(s)
 
 
 cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
@@ -378,10 +366,8 @@ cdef h2_chunk *push_chunk(h2_stream *s, const uint8_t *data, uint32_t size) noex
         s.out_tail.next = c
     s.out_tail = c
     s.out_bytes += size
-    if size and not s.in_borrowers:
-        s.in_borrowers = True
-        s.borrow_next = server.borrowers
-        server.borrowers = s
+    if size:
+        borrowers_add(s)
     return c
 
 
@@ -538,8 +524,7 @@ cdef void h2_settle(h2_server *server) noexcept nogil:
     cdef uint32_t left
     while server.borrowers != NULL:
         s = server.borrowers
-        server.borrowers = s.borrow_next
-        s.in_borrowers = False
+        borrowers_remove(s)
         c = s.out_head
         while c != NULL:
             if c.kind == CHUNK_BORROWED:

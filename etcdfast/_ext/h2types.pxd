@@ -112,10 +112,10 @@ ctypedef struct h2_stream:
     uint32_t text_size
     uint32_t text_held         # counted for note and text
     h2_stream *borrow_next     # in server.borrowers
-    bint in_borrowers
+    h2_stream **borrow_link    # what points to it there; NULL when it is not in
     uint32_t sent_bytes        # sent since the last CREDIT
     h2_stream *sent_next       # in server.sent
-    bint in_sent
+    h2_stream **sent_link      # what points to it there; NULL when it is not in
     # the owner's
     uint64_t deadline_ns       # the timer's
     uint64_t client_deadline_ns  # 0 none
@@ -223,6 +223,46 @@ ctypedef struct h2_server:
     h2_event on_gone           # last use of the stream
     void *owner
     h2_counters *counters
+
+
+cdef inline void borrowers_add(h2_stream *s) noexcept nogil:
+    cdef h2_server *server = s.conn.server
+    if s.borrow_link != NULL:
+        return
+    s.borrow_next = server.borrowers
+    if s.borrow_next != NULL:
+        s.borrow_next.borrow_link = &s.borrow_next
+    s.borrow_link = &server.borrowers
+    server.borrowers = s
+
+
+cdef inline void borrowers_remove(h2_stream *s) noexcept nogil:
+    if s.borrow_link == NULL:
+        return
+    s.borrow_link[0] = s.borrow_next
+    if s.borrow_next != NULL:
+        s.borrow_next.borrow_link = s.borrow_link
+    s.borrow_link = NULL
+
+
+cdef inline void sent_add(h2_stream *s) noexcept nogil:
+    cdef h2_server *server = s.conn.server
+    if s.sent_link != NULL:
+        return
+    s.sent_next = server.sent
+    if s.sent_next != NULL:
+        s.sent_next.sent_link = &s.sent_next
+    s.sent_link = &server.sent
+    server.sent = s
+
+
+cdef inline void sent_remove(h2_stream *s) noexcept nogil:
+    if s.sent_link == NULL:
+        return
+    s.sent_link[0] = s.sent_next
+    if s.sent_next != NULL:
+        s.sent_next.sent_link = s.sent_link
+    s.sent_link = NULL
 
 
 cdef inline void mark_dirty(h2_conn *conn) noexcept nogil:

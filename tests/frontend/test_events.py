@@ -280,6 +280,42 @@ def test_a_watcher_that_does_not_read_is_ended_when_the_budget_is_over():
             watchers.check()
 
 
+def test_many_streams_of_one_connection_come_and_go():
+    """The map of streams grows, and stays right while entries are taken out of it."""
+    print(f"seed {SEED}")
+    rng = random.Random(SEED)
+    calls = {}
+
+    def answer(record, member):
+        if record["kind"] == "CALL":
+            calls[record["stream"]] = record
+        elif record["kind"] == "CANCEL":
+            del calls[record["stream"]]
+        return []
+
+    with Frontend(answer=answer) as frontend, Duplex(frontend.port) as client:
+        opened = set()
+        for _ in range(6):
+            for _ in range(200):
+                stream = client.open()
+                client.say(stream, b"")
+                opened.add(stream)
+            for stream in rng.sample(sorted(opened), 120):
+                client.reset(stream)
+                opened.remove(stream)
+            wait_until(lambda: calls.keys() == opened, "the calls and cancels")
+            whom = rng.sample(sorted(opened), len(opened) // 2)
+            for size in (10, 700):
+                targets = [(c["slot"], c["generation"], c["stream"], s) for s in whom for c in (calls[s],)]
+                frontend.push_events(targets, HEAD, events_of(1, size))
+                for stream in whom:
+                    client.read_messages(stream, 1)
+                    assert client.messages(stream) == [response(stream, events_of(1, size))]
+                    client.bodies[stream].clear()
+            client.settle()
+            assert not any(client.bodies.values())
+
+
 # Ends the process with 99 when anything is still counted once no connection is left.
 ALL_GIVEN_BACK = """
 import etcdfast.frontend.process as p
