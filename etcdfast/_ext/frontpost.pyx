@@ -18,7 +18,8 @@ cdef inline bint post(loop_t *loop, h2_stream *s, int ring, int kind, const uint
     if r == NULL:
         return False
     fill_record(loop, r, s, kind)
-    memcpy(record_payload(r), data, size)
+    if size:
+        memcpy(record_payload(r), data, size)
     ring_commit(loop.out[ring], r)
     s.flags |= STREAM_DISPATCHED
     if kind == IPC_CALL or kind == IPC_READ:

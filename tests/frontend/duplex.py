@@ -33,6 +33,7 @@ class Duplex(Client):
         self.windows = defaultdict(lambda: WINDOW_BYTES)
         self.given = defaultdict(int)  # window the server has given back
         self.bodies = defaultdict(bytearray)
+        self.found = {}  # stream: (whole messages, bytes that they are)
         self.trailers = defaultdict(dict)
         self.ended = {}  # stream: "end", or the code of RST_STREAM
         self.settings_sent, self.settings_taken = 1, 0
@@ -113,7 +114,8 @@ class Duplex(Client):
 
     def messages(self, stream):
         """The whole messages that came so far on the stream."""
-        found, at, data = [], 0, self.bodies[stream]
+        found, at = self.found.get(stream, ([], 0))
+        data = self.bodies[stream]
         while len(data) - at >= 5:
             assert data[at] == 0
             end = at + 5 + int.from_bytes(data[at + 1 : at + 5], "big")
@@ -121,7 +123,13 @@ class Duplex(Client):
                 break
             found.append(bytes(data[at + 5 : end]))
             at = end
+        self.found[stream] = found, at
         return found
+
+    def forget(self, stream):
+        """As if nothing had come on the stream."""
+        self.bodies[stream].clear()
+        self.found.pop(stream, None)
 
     def read_messages(self, stream, count):
         while len(self.messages(stream)) < count:

@@ -481,7 +481,7 @@ def test_a_watcher_that_reads_may_open_as_many_windows_as_it_likes(quiet):
         for _ in range(3000):
             quiet.push(quiet.seen[0], "MESSAGE", b"event")
             client.read_messages(stream, 1)
-            client.bodies[stream].clear()
+            client.forget(stream)
             client.send(frame(WINDOW_UPDATE, 0, stream, b"\0\0\0\x01") * 4)
         assert client.settle()
 
