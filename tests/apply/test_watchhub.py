@@ -520,6 +520,120 @@ def test_ring_full_at_every_record(tmp_path):
         world.close()
 
 
+@pytest.fixture
+def stalled(tmp_path):
+    """Two frontends, the second of which takes nothing, and four watchers of k, one after the other on the two;
+    the first of them has what was put last, the others wait for room."""
+    world = World(tmp_path, frontends=2, ring_bytes=4096)
+    clients = [world.client(frontend=i % 2, slot=1 + i) for i in range(4)]
+    for client in clients:
+        client.create(b"k")
+        world.settle()
+    other = world.client(frontend=1, slot=9)
+    other.create(b"other")
+    world.settle()
+    while not world.face.bytes_held[1]:
+        world.put(b"other", b"x" * 500)
+        world.face.deliver()
+    world.put(b"k", b"1")
+    world.face.deliver()
+    world.drain(only=0)
+    assert [events_of(client) for client in clients] == [1, 0, 0, 0]
+    yield world, clients
+    world.close()
+
+
+def test_who_has_a_piece_does_not_get_it_again_when_the_rest_goes_to_history(stalled):
+    world, clients = stalled
+    world.face.limit(log_bytes=1)
+    world.put(b"x", b"1")
+    world.put(b"k", b"x" * 200_000)
+    world.put(b"other", b"x" * 200_000)
+    assert world.face.hub.lagging == 5
+    world.verify()
+    assert [events_of(client) for client in clients] == [2] * 4
+
+
+def test_a_cancel_amid_a_piece_takes_it_from_nobody(stalled):
+    world, clients = stalled
+    clients[0].cancel(0)
+    world.take()
+    world.verify()
+    assert [events_of(client) for client in clients[1:]] == [1] * 3
+
+
+def test_a_late_comer_amid_a_piece_gets_it_once(stalled):
+    world, clients = stalled
+    clients[0].create(b"k", start_revision=world.history.current)
+    clients[0].create(b"k")
+    clients[2].create(b"k", start_revision=1)
+    world.take()
+    for _ in range(5):
+        world.face.deliver()
+        world.face.catch_up()
+        world.drain(only=0)
+        for client in clients:
+            client.give_credit()
+    assert [events_of(clients[0], 1), events_of(clients[0], 2), events_of(clients[2], 1)] == [1, 0, 1]
+    world.verify()
+    assert [events_of(clients[0], 1), events_of(clients[0], 2), events_of(clients[2], 1)] == [1, 0, 1]
+
+
+def test_laggards_whose_events_were_dropped_read_them(world):
+    world.window = 2000
+    world.face.limit(window=2000, log_bytes=300_000)
+    client = world.client()
+    client.create(b"k")
+    client.create(b"k", prev_kv=True)
+    world.settle()
+    for i in range(1500):
+        world.put(b"k", b"%d" % i * 100)
+        world.face.deliver()
+    assert world.face.bytes_held[0] < 600_000
+    world.verify()
+    assert events_of(client, 0) == events_of(client, 1) == 1500
+
+
+def test_a_revision_is_whole_when_its_group_is_given_up_within_it(world):
+    world.face.limit(refs_bytes=1)
+    client = world.client()
+    for end in (b"y", b"z"):
+        client.create(b"a", end)
+        client.create(b"a", end, start_revision=100)
+    world.settle()
+    for count in (2, 3, 4, 5):
+        world.apply(*((b"%c" % (97 + i), b"x") for i in range(count)))
+        world.face.write()
+        world.face.deliver()
+    world.verify()
+    assert [events_of(client, i) for i in range(4)] == [14, 0, 14, 0]
+
+
+def test_a_slow_frontend_and_a_stuck_client_in_one_group(tmp_path):
+    world = World(tmp_path, frontends=2, ring_bytes=8192)
+    world.window = 500
+    world.face.limit(window=500, group_bytes=2000, piece_bytes=300)
+    try:
+        stuck, quick, slow = world.client(0, 1), world.client(0, 2), world.client(1, 3)
+        for client in (stuck, quick, slow):
+            client.create(b"k")
+            client.create(b"k")
+        world.settle()
+        for i in range(600):
+            for _ in range(i % 9):
+                world.put(b"k", b"x" * (i % 40))
+            world.face.deliver()
+            world.drain(only=0)
+            world.drain(i % 3, only=1)
+            quick.give_credit()
+            slow.give_credit()
+            world.take()
+        world.verify()
+        assert len({w.events for c in (stuck, quick, slow) for w in c.watchers.values()}) == 1
+    finally:
+        world.close()
+
+
 def test_events_given_up_in_the_middle_of_a_revision_come_whole_from_history(world):
     world.face.limit(log_bytes=1)
     clients = [world.client(slot=slot) for slot in (1, 2)]

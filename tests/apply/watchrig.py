@@ -356,14 +356,14 @@ class World:
         more |= self.face.deliver()
         return more | self.face.catch_up(slice_ns)
 
-    def drain(self, records=1 << 30):
-        """Records of apply, to the clients; how many."""
+    def drain(self, records=1 << 30, only=None):
+        """Records of apply, to the clients; how many. `only`: of that frontend."""
         taken = 0
         for client in self.clients.values():
             if client.late:
                 client.flush()
         for number, one in enumerate(self.af):
-            while taken < records and (r := one.pop()) is not None:
+            while only in (None, number) and taken < records and (r := one.pop()) is not None:
                 taken += 1
                 assert r["frontend"] == number and r["method"] == RPC_WATCH
                 if r["kind"] == KINDS["EVENTS"]:
