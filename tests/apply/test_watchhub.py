@@ -564,7 +564,7 @@ def test_a_cancel_amid_a_piece_takes_it_from_nobody(stalled):
 
 def test_a_late_comer_amid_a_piece_gets_it_once(stalled):
     world, clients = stalled
-    clients[0].create(b"k", start_revision=world.history.current)
+    clients[0].create(b"k", start_revision=world.history.current - 1)
     clients[0].create(b"k")
     clients[2].create(b"k", start_revision=1)
     world.take()
