@@ -4,10 +4,12 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from etcdfast._ext.errids cimport ERR_REQUEST_TOO_LARGE, ERR_UNIMPLEMENTED
+from etcdfast._ext.netsys cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLET, EPOLLIN, clock_ns, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+)
 from etcdfast._ext.raftlog cimport (
     RAFTLOG_FULL, RAFTLOG_OK, RaftLog, raft_log, raftlog_append, raftlog_at, raftlog_release_to, raftlog_row,
 )
@@ -32,21 +34,6 @@ from etcdfast._ext.wire cimport WIRE_BYTES, wire_put_tag, wire_put_uint, wire_pu
 import os
 
 
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint32_t u32
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
-    enum:
-        EPOLL_CLOEXEC
-        EPOLL_CTL_ADD
-        EPOLLIN
-        EPOLLET
-
 APPENDED = EV_APPENDED
 DURABLE = EV_DURABLE
 TICK = EV_TICK
@@ -70,12 +57,6 @@ cdef enum:
 
 class LoopError(Exception):
     """The loop cannot be set up or take what it was given."""
-
-
-cdef inline uint64_t monotonic_nanoseconds() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000u + <uint64_t>t.tv_nsec
 
 
 cdef inline uint32_t request_field(uint8_t method) noexcept nogil:
@@ -199,7 +180,7 @@ cdef class Loop:
         self.tick_nanoseconds = <uint64_t>(tick_seconds * 1e9)
         if not self.tick_nanoseconds:
             raise LoopError("a tick of no length")
-        self.tick_at = monotonic_nanoseconds() + self.tick_nanoseconds
+        self.tick_at = clock_ns() + self.tick_nanoseconds
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise LoopError(f"epoll: {os.strerror(errno)}")
@@ -217,7 +198,7 @@ cdef class Loop:
     cdef watch(self, int fd, uint32_t what, uint32_t events):
         cdef epoll_event event
         event.events = events
-        event.data.u32 = what
+        event.data.u64 = what
         if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
             raise LoopError(f"epoll: descriptor {fd}: {os.strerror(errno)}")
 
@@ -332,7 +313,7 @@ cdef class Loop:
                 return EV_DURABLE | events
             if code < 0:
                 return EV_WAL_FAILED
-            self.now = monotonic_nanoseconds()
+            self.now = clock_ns()
             self.more = False
             self.blocked_bytes = 0
             events = self.hand_over()
@@ -625,14 +606,14 @@ cdef class Loop:
 
     cdef bint wait_awake(self) noexcept nogil:
         """Look for the end of a sync under way, and for requests; False when neither came in time."""
-        cdef uint64_t until = monotonic_nanoseconds() + SPIN_NS
+        cdef uint64_t until = clock_ns() + SPIN_NS
         cdef int i
         while not wal_has_news(self.disk):
             for i in range(self.inbounds):
                 if ring_peek(self.inbound[i]) != NULL:
                     return True
             sched_yield()
-            if monotonic_nanoseconds() >= until:
+            if clock_ns() >= until:
                 spin_in_vain(&self.spin)
                 return False
         return True
@@ -663,8 +644,8 @@ cdef class Loop:
             # Also after SIGSTOP and SIGCONT; a signal that means something writes to the wake descriptor.
             return 0 if errno == EINTR else EV_NO_MEMORY
         for i in range(n):
-            if found[i].data.u32 == FD_WAKE:
+            if found[i].data.u64 == FD_WAKE:
                 events |= EV_WAKE
-            elif found[i].data.u32 == FD_LIFE:
+            elif found[i].data.u64 == FD_LIFE:
                 events |= EV_LIFE
         return events

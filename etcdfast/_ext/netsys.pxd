@@ -1,4 +1,4 @@
-"""System calls of the frontend: epoll, sockets, clock."""
+"""System calls of the loops: epoll, sockets, clock."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -8,25 +8,14 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport close, read
 
 from etcdfast._ext.longread cimport asker, record_to
+from etcdfast._ext.netsys cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+)
 from etcdfast._ext.outbuf cimport outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
 from etcdfast._ext.ring cimport (
     IPC_BEGIN, IPC_NOBODY, IPC_PROPOSE, IPC_SELF, Ring, ipc_record, record_payload, ring_await_room, ring_claim, ring_commit,
     ring_publish, ring_view,
 )
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        int fd
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
-    enum:
-        EPOLLIN
-        EPOLL_CTL_ADD
-        EPOLL_CLOEXEC
 
 cdef enum:
     ROOM_WAIT_MS = 1000
@@ -70,7 +59,7 @@ cdef class Outbox:
             if fd < 0:
                 continue
             event.events = EPOLLIN
-            event.data.fd = fd
+            event.data.u64 = <uint64_t>fd
             if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
                 raise OSError(errno, "epoll_ctl")
 
@@ -168,7 +157,7 @@ cdef class Outbox:
         if count < 0 and errno != EINTR:
             raise OSError(errno, "epoll_wait")
         for i in range(count):
-            fd = events[i].data.fd
+            fd = <int>events[i].data.u64
             if fd == self.life:
                 raise SupervisorGone
             read(fd, &drained, 8)
