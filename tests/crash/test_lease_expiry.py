@@ -38,7 +38,7 @@ def _under_heavy_puts() -> str:
         keeper = Keeper(guard, kept, 0.4)
         guard.all_end(idle, 0)
         wait_until(
-            lambda: guard.broken or min(lease.renewals for lease in kept) * keeper.every_seconds > 2 * kept[0].ttl,
+            lambda: guard.broken or min(lease.renewals for lease in kept) * keeper.every_seconds > 1.5 * kept[0].ttl,
             "renewals for longer than the TTL",
             60,
         )
@@ -59,7 +59,7 @@ def _none_ended(leases: list) -> None:
 
 
 def _pause(role: str) -> Case:
-    """One process, or all of them, stands still for twice the TTL, with and without renewals under way."""
+    """One process, or all of them, stands still for longer than the TTL, with and without renewals under way."""
 
     def case() -> str:
         with target_server() as server, server.client(60) as client:
@@ -72,7 +72,7 @@ def _pause(role: str) -> Case:
             pids = server.pids() if role == "all" else by_role(server)[role]
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
-            time.sleep(4.0)  # the wait is what is tested: both sides of every TTL of 2 s pass
+            time.sleep(3.5)  # the wait is what is tested: every TTL of 2 s passes
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
             resumed = time.monotonic()
@@ -146,7 +146,7 @@ def _checkpoints() -> str:
         with server.client() as client:
             for id_ in (1, 2):
                 client.call("LeaseGrant", pb.LeaseGrantRequest(ID=id_, TTL=TTL_SECONDS)).message  # noqa: B018
-        time.sleep(6.0)  # the wait is what is tested: a good part of the lease passes
+        time.sleep(5.0)  # the wait is what is tested: a good part of the lease passes
         with server.client() as client, client.keep_alive() as stream:
             renewed = time.monotonic()
             if stream.ask(pb.LeaseKeepAliveRequest(ID=2)).TTL != TTL_SECONDS:

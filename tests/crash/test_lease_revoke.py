@@ -14,7 +14,7 @@ from .test_linearizable import SEED_VARIABLE
 
 pytestmark = coordination
 
-KEYS = 40_000
+KEYS = 20_000
 OPS = 100  # per txn
 ROUNDS = 2
 LEASE = 7

@@ -22,7 +22,7 @@ from .test_random_calls import SEED_VARIABLE
 pytestmark = coordination
 
 SECTIONS = 3
-STEPS_PER_SECTION = 400
+STEPS_PER_SECTION = 300
 HASH_EVERY = 100
 
 # What the history has to provoke; one that no longer does is a defect of the generator.

@@ -17,7 +17,7 @@ from .test_random_calls import SEED_VARIABLE
 
 pytestmark = coordination
 
-STEPS = 250
+STEPS = 180
 LEASES = (1, 2, 3, 0x694D_8C4E_1A2B_3C4D, -5)
 TTL_SECONDS = 5000
 LOCKS = (b"lock", b"deep/er")

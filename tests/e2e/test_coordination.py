@@ -128,10 +128,7 @@ def watch_from_a_revision(session: Session) -> None:
     first = _history(session) + 1
     for form in (
         ["a"],
-        ["a", "--prefix"],
-        ["a", "--prefix", "--prev-kv"],
         ["a", "b", "--prev-kv"],
-        ["a", "--prefix", "-w", "json"],
         ["a", "--prefix", "--prev-kv", "-w", "json"],
         ["a", "--prefix", "--prev-kv", "-w", "fields"],
         ["a", "--prefix", "--hex"],
@@ -240,19 +237,16 @@ def watch_with_wrong_arguments(session: Session) -> None:
 def lease_commands(session: Session) -> None:
     session.run("lease", "list")
     one = session.lease(1000)
-    session.run("lease", "list")
     session.run("lease", "timetolive", one)
-    session.run("lease", "timetolive", one, "--keys")
     session.run("put", "a", "1", f"--lease={one}")
     session.run("put", "b", "2", f"--lease={one}")
     session.run("put", "b", "2", "--ignore-lease")
     session.run("put", "a", "none")
-    for form in ("simple", "json", "fields"):
-        session.run("lease", "timetolive", one, "--keys", "-w", form)
-        session.run("lease", "keep-alive", one, "--once", "-w", form)
-        session.run("lease", "list", "-w", form)
+    session.run("lease", "timetolive", one, "--keys")
+    session.run("lease", "timetolive", one, "--keys", "-w", "json")
+    session.run("lease", "keep-alive", one, "--once")
+    session.run("lease", "keep-alive", one, "--once", "-w", "json")
     session.run("get", "b", "-w", "json")
-    session.run("get", "b", "-w", "fields")
     session.run("txn", stdin=f'lease("b") = "{one}"\n\nput c 3 --lease={one}\n\nput d 4\n\n'.encode())
     session.run("lease", "timetolive", one, "--keys", "-w", "fields")
     session.run("lease", "revoke", one)
@@ -277,7 +271,7 @@ def lease_list_goes_by_expiry(session: Session) -> None:
 
 @scenario
 def lease_grants(session: Session) -> None:
-    for ttl in ("0", "1", "2", "60", "9000000000", "9000000001", "x", "99999999999999999999"):
+    for ttl in ("0", "60", "9000000000", "9000000001", "x"):
         session.run("lease", "grant", ttl)
     session.run("lease", "grant", "--", "-1")
     session.run("lease", "grant", "100", "-w", "json")
@@ -296,27 +290,23 @@ def lease_wrong_arguments(session: Session) -> None:
 
 
 @scenario
-def lease_keep_alive_until_it_is_revoked(session: Session) -> None:
-    lease = session.lease(2)
+def lease_kept_and_lease_left(session: Session) -> None:
+    """One lease is renewed until it is revoked; meanwhile another runs out."""
+    lease, left = session.lease(2), session.lease(2)
     session.run("put", "kept", "1", f"--lease={lease}")
     keeper = session.start("lease", "keep-alive", lease)
+    session.run("put", "gone", "1", f"--lease={left}")
+    watch = session.start("watch", "gone", f"--rev={_revision(session)}", "--prev-kv")
+    watch.shows(b"DELETE")
+    session.interrupt(watch)
+    session.run("lease", "timetolive", left, "--keys")
+    session.run("get", "gone", "-w", "json")
     keeper.shows(b"keepalived with TTL(2)", 4)  # one every third of the TTL: kept for longer than it
     session.run("get", "kept")
     session.run("lease", "revoke", lease)
     keeper.shows(b"expired or revoked")
     session.finish(keeper, unrepeated)
     session.run("get", "kept")
-
-
-@scenario
-def lease_that_runs_out(session: Session) -> None:
-    lease = session.lease(2)
-    session.run("put", "gone", "1", f"--lease={lease}")
-    watch = session.start("watch", "gone", f"--rev={_revision(session)}", "--prev-kv")
-    watch.shows(b"DELETE")
-    session.interrupt(watch)
-    session.run("lease", "timetolive", lease, "--keys")
-    session.run("get", "gone", "-w", "json")
 
 
 # -- lock ----------------------------------------------------------------------------------------
