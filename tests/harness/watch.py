@@ -132,6 +132,7 @@ class WatchStream:
         self.strays: list[Any] = []
         self.interleaved: list[Any] = []
         self._fragmented: int | None = None  # whose response is coming in fragments
+        self._between: list[Any] = []
         self.messages = 0
         self.ended: Reply | None = None
         self.failure: BaseException | None = None
@@ -297,11 +298,7 @@ class WatchStream:
                 return
 
     def _file(self, response: Any) -> None:
-        of_watch = not (response.created or response.canceled or is_progress(response))
-        if self._fragmented is not None and not (of_watch and response.watch_id == self._fragmented):
-            self.interleaved.append(response)
-        elif of_watch:
-            self._fragmented = response.watch_id if response.fragment else None
+        self._follow_fragments(response)
         if response.created:
             self._file_created(response)
         elif response.watch_id == STREAM_WIDE and STREAM_WIDE not in self._open:
@@ -323,6 +320,23 @@ class WatchStream:
                 del self._open[response.watch_id]
                 if response.compact_revision:
                     self._compacted.add(response.watch_id)
+
+    def _follow_fragments(self, response: Any) -> None:
+        """Nothing comes between fragments, unless the watch is cancelled there: then answers may come before that."""
+        control = response.created or response.canceled
+        if self._fragmented is None:
+            self._fragmented = response.watch_id if response.fragment else None
+        elif response.canceled and response.watch_id == self._fragmented:
+            self._fragmented = None
+            self._between.clear()
+        elif control:
+            self._between.append(response)
+        elif is_progress(response) or response.watch_id != self._fragmented:
+            self.interleaved.append(response)
+        else:
+            self.interleaved.extend(self._between)
+            self._between.clear()
+            self._fragmented = response.watch_id if response.fragment else None
 
     def _file_created(self, response: Any) -> None:
         if not self._unanswered:
