@@ -14,12 +14,12 @@ from etcdfast._ext.loadstats cimport record_latency
 from etcdfast._ext.loadtypes cimport (
     Client, END_MESSAGE, Load, STEP_ACQUIRE, STEP_BEGIN, STEP_COMMIT, STEP_FETCH, STEP_LOCK, STEP_OWNED, STEP_QUEUE,
     STEP_UNLOCK, STEP_WAIT, STM_DELETE, STM_KEY_BYTES, STM_LOCK, STM_LOCK_CLIENT, STM_LOCK_KEY_BYTES_MAX,
-    STM_LOCK_NONE, STM_LOCK_RPC, STM_RANGE, STM_READ_COMMITTED, STM_SERIALIZABLE, STM_SNAPSHOT, STM_TXN,
-    STM_UNLOCK, STM_WATCH, Stm, mix64, store_be32,
+    STM_LOCK_NONE, STM_LOCK_RPC, STM_RANGE, STM_READ_COMMITTED, STM_SERIALIZABLE, STM_SNAPSHOT, STM_TXN, STM_UNLOCK,
+    STM_WATCH, Stm, mix64, store_be32,
 )
 from etcdfast._ext.wire cimport (
-    WIRE_BYTES, WIRE_MORE, wire_bytes_size, wire_cursor, wire_field, wire_next, wire_put_bytes, wire_put_tag, wire_put_uint,
-    wire_put_varint, wire_uint_size, wire_varint_size,
+    WIRE_BYTES, WIRE_MORE, wire_bytes_size, wire_cursor, wire_field, wire_next, wire_put_bytes, wire_put_tag,
+    wire_put_uint, wire_put_varint, wire_uint_size, wire_varint_size,
 )
 
 

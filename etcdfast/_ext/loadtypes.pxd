@@ -37,6 +37,7 @@ cdef enum:
     BLOCK_BYTES_MAX = 4096       # one request's header block, full form
     PATH_BYTES_MAX = 512
     HEADERS_MAX = 40             # table references of one byte end at 126
+    HEAD_BYTES_MAX = 32
     PUTS_KEPT_MAX = 10000000     # two times of 8 bytes each
 
 
@@ -425,6 +426,8 @@ ctypedef struct Load:
     int64_t watch_start_ns       # first event; 0: none came
     int64_t watch_end_ns         # last event
     int64_t streams_lost
+    uint8_t head[32]             # ResponseHeader up to the revision, as the last answer had it
+    uint32_t head_bytes          # 0: none seen
     char last_error[200]         # why a connection ended last
 
 

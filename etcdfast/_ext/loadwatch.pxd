@@ -4,15 +4,19 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, memset, strlen
 
 from etcdfast._ext.loadclients cimport push_ready
 from etcdfast._ext.loadstats cimport count_error, record_latency, record_span
 from etcdfast._ext.loadtypes cimport (
-    CLIENT_DONE, CLIENT_INFLIGHT, END_MESSAGE, GRPC_CANCELLED, GRPC_INTERNAL, KIND_EVENT_ANSWERED, KIND_EVENT_SENT,
-    Client, Load, Watcher,
+    CLIENT_DONE, CLIENT_INFLIGHT, END_MESSAGE, GRPC_CANCELLED, GRPC_INTERNAL, HEAD_BYTES_MAX, KIND_EVENT_ANSWERED,
+    KIND_EVENT_SENT, Client, Load, Watcher,
 )
-from etcdfast._ext.wire cimport WIRE_BYTES, WIRE_MORE, wire_cursor, wire_field, wire_next
+from etcdfast._ext.wire cimport WIRE_BYTES, WIRE_MORE, wire_cursor, wire_field, wire_next, wire_varint, wire_varint_size
+
+
+cdef enum:
+    TAG_EVENTS = 0x5a            # field 11, bytes
 
 
 ctypedef struct WatchHead:
@@ -28,10 +32,40 @@ ctypedef struct WatchHead:
     const uint8_t* events        # where the first one begins; NULL: none
 
 
-cdef inline int watch_head(WatchHead* h, const uint8_t* p, size_t n) noexcept nogil:
-    """0, or END_MESSAGE when it is no WatchResponse."""
-    cdef wire_cursor at, inner
-    cdef wire_field f, sub
+cdef inline int header_revision(Load* g, const uint8_t* p, uint64_t n, int64_t* revision) noexcept nogil:
+    """Revision (field 3) of a ResponseHeader. 0, or END_MESSAGE.
+
+    What stands before the revision, the ids of cluster and member, is the same in every answer of a
+    member, so it is compared with that of the last answer instead of being read.
+    """
+    cdef wire_cursor at
+    cdef wire_field f
+    cdef uint64_t value
+    cdef int rc
+    at.pos = p
+    at.end = p + n
+    if g.head_bytes and n > g.head_bytes and memcmp(p, g.head, g.head_bytes) == 0:
+        at.pos += g.head_bytes
+        if wire_varint(&at, &value) < 0:
+            return END_MESSAGE
+        revision[0] = <int64_t>value
+        return 0
+    while True:
+        rc = wire_next(&at, &f)
+        if rc != WIRE_MORE:
+            return rc if rc == 0 else END_MESSAGE
+        if f.number == 3:
+            revision[0] = <int64_t>f.value
+            g.head_bytes = <uint32_t>(at.pos - p) - wire_varint_size(f.value)
+            if g.head_bytes > HEAD_BYTES_MAX:
+                g.head_bytes = 0
+            memcpy(g.head, p, g.head_bytes)
+
+
+cdef inline int watch_head(Load* g, WatchHead* h, const uint8_t* p, size_t n) noexcept nogil:
+    """0, or END_MESSAGE when it is no WatchResponse. Events have the highest number and so come last."""
+    cdef wire_cursor at
+    cdef wire_field f
     cdef const uint8_t* start
     cdef int rc
     memset(h, 0, sizeof(WatchHead))
@@ -39,22 +73,14 @@ cdef inline int watch_head(WatchHead* h, const uint8_t* p, size_t n) noexcept no
     at.end = p + n
     while True:
         start = at.pos
+        if start < at.end and start[0] == TAG_EVENTS:
+            h.events = start
+            return 0
         rc = wire_next(&at, &f)
         if rc != WIRE_MORE:
             return rc if rc == 0 else END_MESSAGE
-        if f.number == 11:
-            if h.events == NULL:
-                h.events = start
-        elif f.number == 1 and f.type == WIRE_BYTES:
-            inner.pos = f.data
-            inner.end = f.data + f.size
-            while True:
-                rc = wire_next(&inner, &sub)
-                if rc != WIRE_MORE:
-                    break
-                if sub.number == 3:
-                    h.revision = <int64_t>sub.value
-            if rc < 0:
+        if f.number == 1 and f.type == WIRE_BYTES:
+            if header_revision(g, f.data, f.size, &h.revision) < 0:
                 return END_MESSAGE
         elif f.number == 2:
             h.watch_id = <int64_t>f.value
@@ -71,11 +97,40 @@ cdef inline int watch_head(WatchHead* h, const uint8_t* p, size_t n) noexcept no
             h.fragment = f.value != 0
 
 
-cdef inline int watch_event(const uint8_t* p, uint64_t n, int64_t* revision, const uint8_t** value,
+cdef inline int key_value(const uint8_t* p, uint64_t n, bint want_value, int64_t* revision,
+                          const uint8_t** value, uint64_t* value_bytes) noexcept nogil:
+    """mod_revision (field 3) of a KeyValue, and its value (field 5) if wanted. 0, or END_MESSAGE.
+
+    The fields come in order (1 key, 2 create_revision, 3 mod_revision, 4 version, 5 value), so without
+    a wish for the value the rest is not looked at.
+    """
+    cdef wire_cursor at
+    cdef wire_field f
+    cdef int rc
+    at.pos = p
+    at.end = p + n
+    # a short key, as nearly all are
+    if n > 2 and p[0] == 0x0a and p[1] < 0x80 and n > <uint64_t>p[1] + 2:
+        at.pos += <uint64_t>p[1] + 2
+    while True:
+        rc = wire_next(&at, &f)
+        if rc != WIRE_MORE:
+            return rc if rc == 0 else END_MESSAGE
+        if f.number == 3:
+            revision[0] = <int64_t>f.value
+            if not want_value:
+                return 0
+        elif f.number == 5:
+            value[0] = f.data
+            value_bytes[0] = f.size
+            return 0
+
+
+cdef inline int watch_event(Load* g, const uint8_t* p, uint64_t n, int64_t* revision, const uint8_t** value,
                             uint64_t* value_bytes) noexcept nogil:
-    """mod_revision and value of one Event. 0, or END_MESSAGE."""
-    cdef wire_cursor at, inner
-    cdef wire_field f, sub
+    """mod_revision and value of one Event (1 type, 2 kv, 3 prev_kv). 0, or END_MESSAGE."""
+    cdef wire_cursor at
+    cdef wire_field f
     cdef int rc
     revision[0] = 0
     value_bytes[0] = 0
@@ -86,19 +141,7 @@ cdef inline int watch_event(const uint8_t* p, uint64_t n, int64_t* revision, con
         if rc != WIRE_MORE:
             return rc if rc == 0 else END_MESSAGE
         if f.number == 2 and f.type == WIRE_BYTES:
-            inner.pos = f.data
-            inner.end = f.data + f.size
-            while True:
-                rc = wire_next(&inner, &sub)
-                if rc != WIRE_MORE:
-                    break
-                if sub.number == 3:
-                    revision[0] = <int64_t>sub.value
-                elif sub.number == 5:
-                    value[0] = sub.data
-                    value_bytes[0] = sub.size
-            if rc < 0:
-                return END_MESSAGE
+            return key_value(f.data, f.size, g.stamped, revision, value, value_bytes)
 
 
 cdef inline void event_latency(Load* g, Watcher* w, const uint8_t* value, uint64_t value_bytes,
@@ -131,12 +174,16 @@ cdef inline int watch_events(Load* g, Watcher* w, WatchHead* h, const uint8_t* e
     cdef int64_t least = w.revision if w.in_fragment else w.revision + 1
     cdef const uint8_t* value = NULL
     cdef uint64_t value_bytes
+    cdef int rc
     at.pos = h.events
     at.end = end
-    while wire_next(&at, &f) == WIRE_MORE:
+    while True:
+        rc = wire_next(&at, &f)
+        if rc != WIRE_MORE:
+            break
         if f.number != 11 or f.type != WIRE_BYTES:
             continue
-        if watch_event(f.data, f.size, &revision, &value, &value_bytes) < 0:
+        if watch_event(g, f.data, f.size, &revision, &value, &value_bytes) < 0:
             return END_MESSAGE
         if revision < least:
             complain(g, "an event came again, or out of order")
@@ -144,6 +191,8 @@ cdef inline int watch_events(Load* g, Watcher* w, WatchHead* h, const uint8_t* e
         event_latency(g, w, value, value_bytes, now)
         w.events += 1
         g.watch_events += 1
+    if rc < 0:
+        return END_MESSAGE
     w.revision = least
     w.in_fragment = h.fragment
     if h.revision < least:
@@ -176,7 +225,7 @@ cdef inline int watch_message(Load* g, int32_t i, const uint8_t* p, size_t n, in
     """One WatchResponse of stream client i. 0, or END_MESSAGE."""
     cdef Client* client = &g.clients[i]
     cdef WatchHead h
-    if watch_head(&h, p, n) < 0:
+    if watch_head(g, &h, p, n) < 0:
         return END_MESSAGE
     if h.canceled or h.watch_id < 0 and h.created:
         return refused(g, client, &h)
