@@ -29,7 +29,7 @@ cdef h2_stream *h2_new_stream(h2_conn *conn, int32_t stream_id) noexcept nogil:
     cdef h2_stream *s = server.free_streams
     if s != NULL:
         server.free_streams = s.list_next
-        memset(s, 0, sizeof(h2_stream))
+        memset(s, 0, sizeof(h2_stream) - sizeof(h2_chunk))
     else:
         s = <h2_stream *>calloc(1, sizeof(h2_stream))
         if s == NULL:

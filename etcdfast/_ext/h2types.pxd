@@ -103,7 +103,6 @@ ctypedef struct h2_stream:
     uint32_t whole             # bytes of buf that are whole messages, taken ones included
     uint32_t window_used       # received since the window was looked at
     # answer
-    h2_chunk first             # saves an allocation for the usual single chunk
     bint first_used
     h2_chunk *out_head
     bint out_ended
@@ -130,6 +129,7 @@ ctypedef struct h2_stream:
     uint8_t late_kind
     h2_stream *list_next       # all streams of the connection, or the free list
     h2_stream *list_prev
+    h2_chunk first             # saves an allocation for the usual single chunk; last, as it needs no zeros
 
 
 ctypedef struct h2_conn:
