@@ -212,8 +212,6 @@ class Services:
         self._leave(call)
         if call.state == _WAITING or call.state == _UNSENT and not call.proposal.must:
             self._resume(call, raised=Gone)
-        elif call.number == 0:
-            call.raised = Gone  # it has not even begun
         return True
 
     def credit(self, who, size):
@@ -369,7 +367,6 @@ class Services:
         self._ghosts.add(call)
         self.unsent_bytes -= call.unsent_bytes
         call.unsent_bytes = 0
-        self._starved.pop(call, None)
         self._feed()
 
     def _feed(self):

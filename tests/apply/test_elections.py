@@ -169,6 +169,16 @@ def test_a_cancelled_second_campaign_of_the_leader_leaves_it_leading(world):
         assert world.keys() == [b"e/1"]
 
 
+def test_two_campaigns_wait_with_one_key(world):
+    won(world, 1)
+    waiters = [campaign(world, 2), campaign(world, 2)]
+    world.settle()
+    world.services.cancel(waiters[1])
+    world.settle()
+    assert world.keys() == [b"e/1"]
+    assert world.answers[waiters[0]] == (UNKNOWN, EXPIRED, None)
+
+
 def test_a_campaign_that_cannot_proclaim_gives_its_key_up(world):
     won(world, 1, b"x")
     who = campaign(world, 1, b"y")

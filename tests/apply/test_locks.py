@@ -7,6 +7,7 @@ import pytest
 from etcdfast.api import errors
 from etcdfast.api.pb import rpc_pb2, v3lock_pb2
 from etcdfast.api.pb.kv_pb2 import KeyValue
+from etcdfast.apply import services as runtime
 from etcdfast.apply.services import LOST_NS, PROPOSAL_TIMEOUT_NS
 from tests.apply.world import DELETE, GRANT, LEASE_NOT_FOUND, PUT, REVOKE, SECOND, TIMED_OUT, TXN, World
 
@@ -238,6 +239,37 @@ def test_cancelled_in_the_turn_that_gave_it_the_lock(world):
     assert not world.keys() and waiter not in world.answers
     world.wait(10)
     world.assert_idle()
+
+
+def test_cancelled_between_its_turn_and_its_answer(world, monkeypatch):
+    first, second = lock(world, b"a", 1), lock(world, b"b", 1)
+    waiters = [lock(world, b"a", 2), lock(world, b"b", 3)]
+    world.settle()
+    assert set(world.answers) == {first, second}
+    monkeypatch.setattr(runtime, "STEPS_MAX", 1)
+    for key in (b"a/1", b"b/1"):
+        world.model.delete_range(rpc_pb2.DeleteRangeRequest(key=key))
+    for change in world.model.changes:
+        world.services.changed(*change)
+    world.model.changes = []
+    world.services.turn()
+    answered = [who for who in waiters if who in world.answers]
+    assert len(answered) == 1
+    (other,) = set(waiters) - set(answered)
+    world.services.cancel(other)
+    world.settle()
+    assert other not in world.answers and world.keys() == [world.answers[answered[0]].message.key]
+
+
+def test_two_calls_wait_with_one_key(world):
+    """As in etcd the key goes with the first of them that ends, and the other has lost its place."""
+    lock(world, b"n", 1)
+    waiters = [lock(world, b"n", 2), lock(world, b"n", 2)]
+    world.settle()
+    world.services.cancel(waiters[1])
+    world.settle()
+    assert world.keys() == [b"n/1"]
+    assert world.answers[waiters[0]] == (UNKNOWN, EXPIRED, None)
 
 
 def test_a_refused_removal_is_asked_for_again(world):

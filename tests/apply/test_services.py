@@ -101,6 +101,24 @@ def test_a_request_too_large_is_not_proposed():
     assert bare.notes == [(errors.ID["REQUEST_TOO_LARGE"], b"")] and len(bare.proposed) == 1
 
 
+def test_a_large_proposal_that_waits_for_room_is_not_overtaken():
+    def script(bare, services, call, payload):
+        yield Proposal(1, payload)
+
+    bare = Bare(script)
+    bare.room = False
+    bare.start(1, b"large")
+    bare.room = True
+    propose, bare.propose = bare.propose, lambda method, request, token: (
+        request != b"large" and propose(method, request, token)
+    )
+    bare.start(2, b"small")
+    assert not bare.proposed
+    bare.propose = propose
+    bare.services.turn()
+    assert [request for _, request, _ in bare.proposed] == [b"large", b"small"]
+
+
 def test_tokens_never_repeat_while_under_way():
     def script(bare, services, call, payload):
         yield Proposal(1, payload)
