@@ -44,7 +44,7 @@ cdef class LeaseOps:
     cdef int64_t extend_ns              # of the election timeout, given at promote
     cdef int64_t checkpoint_ns          # between two checkpoints of a lease; 0: none are made
     cdef int64_t checkpoint_next_ns     # the next request may not be made before
-    cdef lease_offer offers[2048]
+    cdef lease_offer offers[OFFERS_MAX]
     cdef readonly int offered
     cdef int64_t retry_ns               # no offer is to be repeated before
     cdef int64_t *settled_ids
@@ -66,9 +66,9 @@ cdef class LeaseOps:
     # ---- entries. ERR_ id, OPS_MALFORMED ----
 
     cdef int grant(self, const bytes_view *message, outbuf *out) except -1
-    # Also LEASE_SLICED: the loop then calls revoke_step(out, REVOKE_KEYS_MAX) once per turn until it is 0, with
-    # the same `out`, and takes no entry and writes no batch before that. Reads, calls and watches go on and
-    # see the revision before (RevIndex asked at mvcc.current, never at 0).
+    # Also LEASE_SLICED: the loop then calls revoke_step(out, REVOKE_KEYS_MAX) once per turn until it is 0, and
+    # takes no entry and writes no batch before that. Reads, calls and watches go on and see the revision
+    # before (RevIndex asked at mvcc.current, never at 0).
     cdef int revoke(self, const bytes_view *message, outbuf *out) except -1
     # 1: more to do; 0: done, answer in `out`.
     cdef int revoke_step(self, outbuf *out, int64_t keys_max) except -1

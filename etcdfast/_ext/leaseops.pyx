@@ -606,8 +606,8 @@ cdef class LeaseOps:
         self.demote()
 
     def take_due(self, int64_t now_ns, int cap=2048):
-        cdef int64_t ids[2048]
-        cdef int count = self.due(now_ns, ids, cap)
+        cdef int64_t ids[OFFERS_MAX]
+        cdef int count = self.due(now_ns, ids, min(cap, OFFERS_MAX))
         return [ids[i] for i in range(count)]
 
     def take_settled(self):
