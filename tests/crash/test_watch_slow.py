@@ -20,9 +20,9 @@ from .workload import Load
 
 pytestmark = coordination
 
-PUTS, VALUE_BYTES, KEYS = 6_000, 2_000, 50
+PUTS, VALUE_BYTES, KEYS = 3_000, 2_000, 50
 IN_FLIGHT = 100
-MANY, CHECKED = 1_000, 100
+MANY, CHECKED = 600, 60
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from .workload import Load
 
 SEED_VARIABLE = "ETCDFAST_STORM_SEED"
 ACTIONS_VARIABLE = "ETCDFAST_STORM_ACTIONS"
-ACTIONS = 250  # of all clients together
+ACTIONS = 150  # of all clients together
 CLIENTS = 6
 OPEN_MAX = 12  # per client
 BIG_OPS, BIG_VALUE_BYTES = 100, 30_000  # nearly 3 MB with prev_kv: large messages, and fragments
@@ -264,4 +264,4 @@ def test_every_watch_in_a_storm_keeps_its_guarantees() -> None:
         storm = Storm(server, seed)
         seen = storm.check(storm.blow(actions))
     print(dict(seen))
-    assert seen["watches"] > 50 and seen["events"] > 5_000, seen
+    assert seen["watches"] > 30 and seen["events"] > 2_000, seen

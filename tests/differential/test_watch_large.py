@@ -101,8 +101,8 @@ def test_a_delete_of_20_000_keys(clients: list[Client]) -> None:
             part = stream.open(DELETED_PREFIX + b"1", DELETED_PREFIX + b"2", prev_kv=True, fragment=True)
             whole = stream.open(b"d/", b"d0")
             revision = client.delete(b"d/", b"d0").header.revision
-            # etcd's splitting takes time that grows with the square: once, and from the past.
-            split = stream.open(b"d/", b"d0", start_revision=revision, fragment=True)
+            # etcd's splitting takes time that grows with the square of the events: it is spared this one.
+            split = stream.open(b"d/", b"d0", start_revision=revision, fragment=client.endpoint not in _etcd_endpoints)
             watches = [whole, split, stream.open(b"d/", b"d0", start_revision=revision)]
             for watch in watches:
                 stream.wait_events(watch, DELETED_KEYS)
