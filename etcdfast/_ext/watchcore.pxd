@@ -92,7 +92,7 @@ cdef class WatchCore:
     # A progress request.
     cdef int progress(self, watch_stream *s) except -1
     cdef bint all_at_front(self, const watch_stream *s) noexcept nogil
-    cdef bint waits_for_future(self, const watch_stream *s) noexcept nogil
+    cdef bint waits_for_future(self, watch_stream *s) noexcept nogil
 
     cdef void buffer_drop(self, event_buffer *b) noexcept nogil
     # After what is in it was sent, or somebody left: keep it, keep less, or drop it.

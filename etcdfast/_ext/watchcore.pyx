@@ -32,6 +32,7 @@ from etcdfast._ext.watchwire cimport CONTROL_BYTES_MAX, put_control, watch_reque
 cdef enum:
     TARGETS_EXPECTED = 64     # room claimed at a time for those who lag at one place
     TARGETS_AT_ONCE = 1024
+    LOOKED_AT_MAX = 16        # of the group's laggards, for one that needs its buffer
     PASSED_OVER_MAX = 32      # of the group's laggards, before nobody further on is looked for
 
 
@@ -171,6 +172,8 @@ cdef class WatchCore:
             front_remove(g, w)
             if w.flags & WATCHER_FUTURE:
                 s.futures -= 1
+                if w.next_rev == s.future_rev:
+                    s.future_rev = 0
         if w.flags & WATCHER_NOTIFY:
             s.notified -= 1
             if s.notified == 0:
@@ -209,14 +212,25 @@ cdef class WatchCore:
         """Whether every watcher of the stream has, in the ring, all that happened."""
         return s.lagging == 0 and s.big == NULL and self.dirty.first == NULL and self.fed == self.mvcc.current
 
-    cdef bint waits_for_future(self, const watch_stream *s) noexcept nogil:
+    cdef bint waits_for_future(self, watch_stream *s) noexcept nogil:
+        """Looks at all watchers only when the one found last time is there no more: requests are cheap to send."""
+        cdef watcher *w
         cdef uint32_t i
         if s.futures == 0:
             return False
+        if s.future_rev > self.mvcc.current:
+            return True
+        s.future_rev = 0
         for i in range(s.id_capacity):
-            if s.ids[i] != NULL and s.ids[i].flags & WATCHER_FUTURE and s.ids[i].next_rev > self.mvcc.current:
-                return True
-        return False
+            w = s.ids[i]
+            if w == NULL or not w.flags & WATCHER_FUTURE:
+                continue
+            if w.next_rev <= self.mvcc.current:
+                w.flags &= ~<uint32_t>WATCHER_FUTURE
+                s.futures -= 1
+            elif w.next_rev > s.future_rev:
+                s.future_rev = w.next_rev
+        return s.future_rev != 0
 
     cdef int progress(self, watch_stream *s) except -1:
         """Answered when it is true; etcd would let the client ask again."""
@@ -240,6 +254,7 @@ cdef class WatchCore:
         """Keep what is sent only for those who lag, and not too much of it."""
         cdef watch_group *g = b.group
         cdef watcher *w
+        cdef int looked = 0
         if b.sent < b.count:
             if g.front_count == 0 and g.lag_first == NULL:
                 self.buffer_drop(b)
@@ -251,15 +266,18 @@ cdef class WatchCore:
             if b.list == BUFFER_DIRTY:
                 buffer_unlist(&self.dirty, b)
             buffer_enlist(&self.kept, b, BUFFER_KEPT)
-        if b.bytes <= self.group_bytes_max:
-            return
-        while b.bytes > self.group_bytes_max // 2 and b.first < b.sent:
-            buffer_halve(b)
-        w = g.lag_first
-        while w != NULL and w.next_rev < b.floor:
-            w = w.group_next
-        if w == NULL and g.front_count == 0:
-            self.buffer_drop(b)  # all of them read history: nobody waits for what is here
+        if b.bytes > self.group_bytes_max:
+            while b.bytes > self.group_bytes_max // 2 and b.first < b.sent:
+                buffer_halve(b)
+        # Nobody waits for what is here when all who lag read history. Who fell behind last comes last; looking
+        # at a few is enough, as what is dropped can be read.
+        if g.lag_last.next_rev < b.floor:
+            w = g.lag_first
+            while w != NULL and w.next_rev < b.floor and looked < LOOKED_AT_MAX:
+                w = w.group_next
+                looked += 1
+            if w == NULL or looked == LOOKED_AT_MAX:
+                self.buffer_drop(b)
 
     cdef void fall_behind(self, watcher *w, int64_t next_rev) noexcept nogil:
         """From the front to those who lag."""
@@ -391,6 +409,7 @@ cdef class WatchCore:
         cdef event_buffer *b
         cdef event_buffer *next
         cdef stream_link *link
+        cdef watch_group *g
         cdef watch_stream *s
         cdef int i
         cdef int stalled = 0
@@ -409,9 +428,10 @@ cdef class WatchCore:
             if b.refs[b.sent].main < self.log.floor:
                 self.fall_back(b)
             elif self.send_front(b):
-                if b.group.lag_first != NULL:
-                    self.turn_kept = True
+                g = b.group
                 self.buffer_settle(b)
+                if g.buffer != NULL:
+                    self.turn_kept = True
             else:
                 stalled += 1
             b = next

@@ -130,6 +130,7 @@ ctypedef struct watch_stream:
     int64_t credit           # bytes; may be below 0 by one message and the control answers
     int64_t window           # credit never exceeds it
     int64_t next_id          # automatic watch ids count up from here
+    int64_t future_rev       # a watcher with WATCHER_FUTURE waits for it; 0 not known
     int64_t progress_due     # CLOCK_MONOTONIC ns, 0 not yet set
     watcher **ids            # open addressing by watch id
     watcher *lag_head        # whose turn it is
