@@ -584,14 +584,13 @@ def test_laggards_whose_events_were_dropped_read_them(world):
     world.face.limit(window=2000, log_bytes=300_000)
     client = world.client()
     client.create(b"k")
-    client.create(b"k", prev_kv=True)
     world.settle()
     for i in range(1500):
         world.put(b"k", b"%d" % i * 100)
         world.face.deliver()
-    assert world.face.bytes_held[0] < 600_000
+    assert 0 < world.face.bytes_held[0] < 600_000, "some of what it lacks is here and some is not"
     world.verify()
-    assert events_of(client, 0) == events_of(client, 1) == 1500
+    assert events_of(client) == 1500
 
 
 def test_a_revision_is_whole_when_its_group_is_given_up_within_it(world):
