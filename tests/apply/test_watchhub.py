@@ -585,12 +585,12 @@ def test_laggards_whose_events_were_dropped_read_them(world):
     client = world.client()
     client.create(b"k")
     world.settle()
-    for i in range(1500):
+    for i in range(2200):
         world.put(b"k", b"%d" % i * 100)
         world.face.deliver()
     assert 0 < world.face.bytes_held[0] < 600_000, "some of what it lacks is here and some is not"
     world.verify()
-    assert events_of(client) == 1500
+    assert events_of(client) == 2200
 
 
 def test_a_revision_is_whole_when_its_group_is_given_up_within_it(world):
