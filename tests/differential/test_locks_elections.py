@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Reply, pb, reference_server, started_pair, target_server, wait_until
+from tests.harness import Client, Pending, Reply, pb, reference_server, started_pair, target_server, wait_until
 from tests.harness.pending import coordination
 
 from .compare import compare_replies
@@ -303,6 +304,66 @@ def test_random_queues(pair: QueuePair) -> None:
             raise AssertionError(f"seed {seed}, step {number}: {error}") from error
     missing = {"Lock", "Campaign", "Unlock", "Resign", "cancel", "revoke"} - set(counts)
     assert not missing, f"seed {seed} never came to {missing}"
+
+
+# -- many at once ----------------------------------------------------------------------------------
+
+CLIENTS, TURNS = 20, 8
+
+
+def _give_up(client: Client, pending: Pending, key: bytes, rng: random.Random) -> None:
+    """Wait until the call stands in the queue; cancel it or let it be, for its lease to be revoked."""
+    wait_until(lambda: pending.done or client.get(key).count, "a place in the queue")
+    if rng.random() < 0.5:
+        pending.cancel()
+
+
+def test_one_holder_at_a_time() -> None:
+    """Twenty clients take turns at one lock, some of them giving up or losing their lease on the way."""
+    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**31))
+    print(f"seed {seed} ({SEED_VARIABLE}={seed})")
+    holders: list[int] = []
+    held: list[int] = []
+    wrong: list[str] = []
+
+    def turns(number: int) -> None:
+        rng = random.Random(f"{seed}:{number}")
+        for turn in range(TURNS):
+            # A lease of its own for every turn: etcd may clear up after a cancelled call so late that it
+            # takes away the same key of the next.
+            lease = 1000 + number * TURNS + turn
+            client.call("LeaseGrant", pb.LeaseGrantRequest(ID=lease, TTL=TTL_SECONDS))
+            pending = client.start("Lock", pb.LockRequest(name=b"one", lease=lease))
+            if rng.random() < 0.15:
+                _give_up(client, pending, b"one/%x" % lease, rng)
+                client.call("LeaseRevoke", pb.LeaseRevokeRequest(ID=lease))
+                pending.reply()
+                continue
+            reply = pending.reply()
+            if not reply.ok:
+                wrong.append(f"{number}: {reply}")
+                return
+            if holders:
+                wrong.append(f"{number} holds the lock beside {holders}")
+            holders.append(number)
+            held.append(lease)
+            if rng.random() < 0.5:
+                client.put(b"work", b"%d" % number)
+            holders.remove(number)
+            if not client.call("Unlock", pb.UnlockRequest(key=reply.message.key)).ok:
+                wrong.append(f"{number}: unlock")
+
+    with target_server() as server, server.client(60) as client:
+        wait_until(lambda: client.call("Leader", pb.LeaderRequest(name=b"none")).code == 2, "the connection")
+        threads = [threading.Thread(target=turns, args=(number,), daemon=True) for number in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads), "someone waits for ever"
+        assert not wrong, wrong
+        assert len(held) > CLIENTS * TURNS / 2
+        assert client.get(b"one/", b"one0").count == 0
 
 
 # -- over a restart --------------------------------------------------------------------------------

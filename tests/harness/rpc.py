@@ -23,7 +23,8 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     # A killed server comes back within a second; the default back-off of grpcio grows to minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # Which is also the time a connection has to come about: on a busy machine a server answers late.
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 200),
 )
 
