@@ -28,9 +28,10 @@ asan: build
 	@exec scripts/asan $(ARGS)
 
 soak: build
-	@ETCDFAST_CRASH_ROUNDS=1000 $(BIN)/python -m pytest -s tests/crash $(ARGS)
+	@ETCDFAST_CRASH_ROUNDS=1000 ETCDFAST_STORM_ACTIONS=20000 $(BIN)/python -m pytest -s tests/crash $(ARGS)
 	@for seed in 1 2 3 4 5 6 7 8 9 10; do \
-		$(BIN)/python -m tests.differential.replay $$seed --calls 100000 || exit 1; done
+		$(BIN)/python -m tests.differential.replay $$seed --calls 100000 || exit 1; \
+		$(BIN)/python -m tests.differential.watch_replay $$seed --steps 20000 || exit 1; done
 
 bench: build
 	@exec $(BIN)/python bench/compare.py $(ARGS)

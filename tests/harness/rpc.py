@@ -29,12 +29,18 @@ _OPTIONS = (
 )
 
 
-def channel_options(window_bytes: int | None = None) -> list[tuple[str, int]]:
-    """The options of every channel of the tests; `window_bytes` pins the flow-control window of a stream."""
-    options = list(_OPTIONS)
+def channel_options(window_bytes: int | None = None, connect_ms: int | None = None) -> list[tuple[str, int]]:
+    """The options of every channel of the tests.
+
+    `window_bytes` pins the flow-control window of a stream; `connect_ms`: the time one attempt to connect has
+    (50 ms else, as grpcio takes it from the back-off: too little for a call nobody repeats on a busy machine).
+    """
+    options = dict(_OPTIONS)
+    if connect_ms is not None:
+        options["grpc.min_reconnect_backoff_ms"] = options["grpc.max_reconnect_backoff_ms"] = connect_ms
     if window_bytes is not None:
-        options += [("grpc.http2.lookahead_bytes", window_bytes), ("grpc.http2.bdp_probe", 0)]
-    return options
+        options.update({"grpc.http2.lookahead_bytes": window_bytes, "grpc.http2.bdp_probe": 0})
+    return list(options.items())
 
 
 @dataclass(frozen=True, slots=True)

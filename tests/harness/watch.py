@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import grpc
 
 from . import pb
-from .rpc import Client, Reply, channel_options
+from .rpc import Reply, channel_options
 from .wait import WaitTimeout
 
 PATH = "/etcdserverpb.Watch/Watch"
 NOPUT = pb.WatchCreateRequest.NOPUT
 NODELETE = pb.WatchCreateRequest.NODELETE
+CONNECT_MS = 10_000
 STREAM_WIDE = -1  # watch_id of answers that concern all watches of the stream, and of refusals
 
 # Passes a response through, changes it, or drops it (None): for tests of the tests.
@@ -119,7 +120,7 @@ class WatchStream:
     ) -> None:
         self.endpoint = endpoint
         self._own = channel is None
-        self._channel = channel or grpc.insecure_channel(endpoint, options=channel_options(window_bytes))
+        self._channel = channel or grpc.insecure_channel(endpoint, options=channel_options(window_bytes, CONNECT_MS))
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._reading = reading
@@ -355,8 +356,3 @@ class WatchStream:
 def _short(message: Any) -> str:
     text = " ".join(str(message).split())
     return text if len(text) <= 400 else f"{text[:400]}... ({len(text)} characters)"
-
-
-def open_streams(client: Client, count: int) -> list[WatchStream]:
-    """Streams over one connection."""
-    return [WatchStream(client.endpoint, channel=client.channel) for _ in range(count)]
