@@ -33,7 +33,7 @@ def channel_options(window_bytes: int | None = None, connect_ms: int | None = No
     """The options of every channel of the tests.
 
     `window_bytes` pins the flow-control window of a stream; `connect_ms`: the time one attempt to connect has
-    (50 ms else, as grpcio takes it from the back-off: too little for a call nobody repeats on a busy machine).
+    (too little for a call nobody repeats, on a busy machine, is what suits calls that are repeated).
     """
     options = dict(_OPTIONS)
     if connect_ms is not None:
