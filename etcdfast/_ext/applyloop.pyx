@@ -28,8 +28,8 @@ from etcdfast._ext.rangeread cimport RANGE_END, RangeRun, range_open, range_refu
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.ring cimport (
     IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_END, IPC_ENTRY, IPC_HALF, IPC_HARD, IPC_MESSAGE, IPC_PART, IPC_NOBODY,
-    IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, Ring, ST_ALARMS, ST_APPLIED_INDEX, ST_APPLIED_TERM,
-    ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
+    IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_SELF, Ring, ST_ALARMS, ST_APPLIED_INDEX,
+    ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
     ST_TERM, StatusPage, ipc_record, record_payload, record_payload_len, ring_advance, ring_awake,
     ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get, status_put,
 )
@@ -640,9 +640,10 @@ cdef class ApplyLoop:
             self.services.call(
                 r.method, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)), name)
         elif r.kind == IPC_CREDIT:
-            self.services.credit(name, r.index)
-        else:
-            self.services.cancel(name)
+            if not self.services.credit(name, r.index):
+                self.answers.credit(&who, <int64_t>r.index)   # its answer is a long one
+        elif not self.services.cancel(name):
+            self.answers.cancel(&who)
         return 0
 
     def service_reply(self, bytes who, int status, bytes payload, bytes text):
@@ -692,7 +693,7 @@ cdef class ApplyLoop:
             status = ERR_TOO_MANY_REQUESTS  # the answer alone is what could not be made
         if status:
             return self.out.post(who, IPC_REPLY, status, NULL, 0)
-        if self.answer.size <= IPC_REPLY_BYTES_MAX:
+        if self.answer.size <= IPC_REPLY_BYTES_MAX or who.frontend == IPC_SELF:
             return self.out.post(who, IPC_REPLY, 0, self.answer.data, self.answer.size)
         if self.answers.full or not self.answers.holds(self.answer.size):
             return self.out.post(who, IPC_REPLY, ERR_TOO_MANY_REQUESTS, NULL, 0)

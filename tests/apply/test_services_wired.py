@@ -183,7 +183,7 @@ def test_a_lease_that_is_none(wired):
     assert answer == (errors.ID["UNKNOWN"], "etcdserver: requested lease not found", None)
 
 
-@pytest.mark.parametrize("size", [100, 20_000])
+@pytest.mark.parametrize("size", [100, 60_000, 70_000, 1_200_000])
 def test_a_key_with_a_large_value_in_the_line(wired, size):
     """The else branch of the acquiring transaction answers with that value."""
     wired.put(b"n/1", b"x" * size, lease=1)
@@ -191,6 +191,25 @@ def test_a_key_with_a_large_value_in_the_line(wired, size):
     won = wired.call("Campaign", v3election_pb2.CampaignRequest(name=b"n", lease=1, value=b"x" * size))
     assert won[2].leader.key == b"n/1"
     assert wired.call("Leader", v3election_pb2.LeaderRequest(name=b"n"))[2].kv.value == b"x" * size
+
+
+def test_a_long_answer_that_is_cancelled_goes_no_further(wired):
+    wired.put(b"n/1", b"x" * 1_000_000, lease=1)
+    stream = wired.rig.ask("Leader", v3election_pb2.LeaderRequest(name=b"n"))
+    wired.methods[stream] = "Observe"  # whose credit is not given by itself
+    wired.turn()
+    sent = len(wired.records[stream])
+    assert wired.records[stream][0]["kind"] == KINDS["BEGIN"]
+    wired.methods[stream] = "Leader"
+    wired.tell("CANCEL", stream)
+    wired.tell("CREDIT", stream, 200_000)
+    wired.turn()
+    assert len(wired.records[stream]) == sent
+
+
+def test_a_large_name(wired):
+    name = b"n" * 200_000
+    assert wired.call("Lock", v3lock_pb2.LockRequest(name=name, lease=1))[2].key == name + b"/1"
 
 
 def test_observe(wired):
