@@ -26,6 +26,7 @@ cdef class LeaseClock:
     cdef dict parked          # lease id -> stream keys whose first message waits for it
     cdef list unled           # stream keys that wait for this member to lead
     cdef uint32_t messages    # in waiting
+    cdef int64_t not_before_ns   # when the ring had no room, the time to look again
 
     cdef void connect(self, Outbox out) noexcept
     # A record of a keep-alive stream: CALL, HALF or CANCEL.

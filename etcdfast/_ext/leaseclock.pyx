@@ -27,6 +27,7 @@ from etcdfast._ext.outbox import LoopError
 cdef enum:
     PROPOSAL_BYTES = 128        # of one revoke in the ring, with room to spare
     CHECKPOINT_BYTES = 65536    # of one checkpoint request at most
+    NO_ROOM_NS = 5000000        # until the ring is looked at again
 
 
 cdef int64_t lease_id(bytes message) noexcept:
@@ -154,14 +155,15 @@ cdef class LeaseClock:
     # ---- time ----
 
     cdef int64_t next_due_ns(self) noexcept nogil:
-        return self.ops.next_due_ns()
+        return max(self.ops.next_due_ns(), self.not_before_ns)
 
     cdef int step(self, int64_t now) except -1:
         cdef int64_t ids[EXPIRE_BATCH]
         cdef uint8_t request[16]
         cdef int count, i
         if self.out.ac == NULL or ring_room(self.out.ac) < EXPIRE_BATCH * PROPOSAL_BYTES + CHECKPOINT_BYTES:
-            return 0   # consensus has enough to do; what is due stays due
+            self.not_before_ns = now + NO_ROOM_NS   # consensus has enough to do; what is due stays due
+            return 0
         count = self.ops.due(now, ids, EXPIRE_BATCH)
         for i in range(count):
             self.out.propose(

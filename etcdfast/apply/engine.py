@@ -74,7 +74,7 @@ class Engine:
 
     @property
     def db_in_use_bytes(self):
-        return self._mvcc.in_use_bytes + self.store.meta_bytes
+        return self._mvcc.in_use_bytes
 
     @property
     def index_stats(self):

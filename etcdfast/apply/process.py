@@ -94,9 +94,7 @@ class Process:
             int.from_bytes(os.urandom(8)),
             config.message_bytes_max,
         )
-        loop = self.loop = ApplyLoop(
-            ops, hub, LeaseClock(leases), meta_batch, compactor, housekeeper, INTERVAL_NS
-        )
+        loop = self.loop = ApplyLoop(ops, hub, LeaseClock(leases), meta_batch, compactor, housekeeper, INTERVAL_NS)
         loop.start_at(*self._applied)
         compactor.attach(loop)
         housekeeper.attach(loop)
@@ -124,9 +122,7 @@ class Process:
             round(config.request_timeout_seconds * 1e9),
         )
         services.tick(time.monotonic_ns())
-        self.auto_compaction = AutoCompaction(
-            services, config.auto_compaction_mode, config.auto_compaction_amount
-        )
+        self.auto_compaction = AutoCompaction(services, config.auto_compaction_mode, config.auto_compaction_amount)
         loop.attach_cold(ColdPath(self.engine, config.quota_bytes), services)
         log.info(
             "loaded the key-value store",

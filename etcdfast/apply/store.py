@@ -122,11 +122,6 @@ class Store:
         chosen = keys[bisect.bisect_left(keys, start) : bisect.bisect_left(keys, end)]
         return iter([(key, self.meta[key]) for key in chosen])
 
-    @property
-    def meta_bytes(self):
-        """Keys and values of the other buckets."""
-        return sum(len(key) + len(value) for key, value in self.meta.items())
-
     def forget_order(self):
         """The set of keys in `meta` changed."""
         self._meta_keys = None

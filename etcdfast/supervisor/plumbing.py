@@ -65,9 +65,7 @@ class Plumbing:
             self.status_fds = {name: os.memfd_create(f"etcdfast-status-{name}") for name in ("consensus", "apply")}
             for fd in self.status_fds.values():
                 os.ftruncate(fd, STATUS_PAGE_BYTES)
-            self.doorbells = {
-                child.process: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for child in self.children
-            }
+            self.doorbells = {child.process: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for child in self.children}
             # Held open for writing by this process alone: its end is the end of file for every child.
             self.life_read, self.life_write = os.pipe()
         except OSError as err:

@@ -109,8 +109,9 @@ def test_a_large_proposal_that_waits_for_room_is_not_overtaken():
     bare.room = False
     bare.start(1, b"large")
     bare.room = True
-    propose, bare.propose = bare.propose, lambda method, request, token: (
-        request != b"large" and propose(method, request, token)
+    propose, bare.propose = (
+        bare.propose,
+        lambda method, request, token: request != b"large" and propose(method, request, token),
     )
     bare.start(2, b"small")
     assert not bare.proposed

@@ -15,13 +15,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.harness import Server, pb, target_name, target_server, wait_until
-from tests.harness.pending import coordination
 
 from .checker import Broken
 from .leaseclock import Guard, Keeper, Puts
 from .victims import by_role
-
-pytestmark = coordination
 
 ETCD = target_name() == "etcd"
 CASE_DEADLINE_SECONDS = 90

@@ -8,11 +8,8 @@ import threading
 import time
 
 from tests.harness import Client, pb, target_server
-from tests.harness.pending import coordination
 
 from .test_linearizable import SEED_VARIABLE
-
-pytestmark = coordination
 
 KEYS = 20_000
 OPS = 100  # per txn

@@ -17,7 +17,6 @@ import pytest
 
 from tests.differential.guarantees import Violation
 from tests.harness import EtcdServer, Server, pb, target_server
-from tests.harness.pending import coordination
 
 from .checker import Broken, Checker
 from .followers import Followers, ReplayModel
@@ -118,7 +117,6 @@ class History:
                 pending.reply()
 
 
-@coordination
 def test_watches_keep_their_guarantees_over_kill9() -> None:
     seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**31))
     rounds = int(os.environ.get(ROUNDS_VARIABLE) or ROUNDS)

@@ -10,15 +10,12 @@ import pytest
 
 from tests.differential.guarantees import Record, Replay, check_all
 from tests.harness import Client, Server, pb, target_server
-from tests.harness.pending import coordination
 from tests.harness.rpc import Pending
 from tests.harness.watch import Watch, WatchStream
 
 from .followers import SLOW_WINDOW_BYTES, ReplayModel
 from .rounds import is_self_test
 from .workload import Load
-
-pytestmark = coordination
 
 PUTS, VALUE_BYTES, KEYS = 3_000, 2_000, 50
 IN_FLIGHT = 100

@@ -13,7 +13,6 @@ from typing import Any
 
 from tests.differential.guarantees import Record, Violation, check_all
 from tests.harness import Server, pb, target_server, wait_until
-from tests.harness.pending import coordination
 from tests.harness.watch import NODELETE, NOPUT, Watch, WatchStream
 
 from .followers import SLOW_WINDOW_BYTES, ReplayModel
@@ -254,7 +253,6 @@ class Storm:
         return seen
 
 
-@coordination
 def test_every_watch_in_a_storm_keeps_its_guarantees() -> None:
     seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**31))
     actions = int(os.environ.get(ACTIONS_VARIABLE) or ACTIONS)

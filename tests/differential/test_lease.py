@@ -11,15 +11,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import Reply, StreamEnded, pb, reference_server, started_pair, target_name, target_server, wait_until
-from tests.harness.pending import coordination
 
 from .compare import compare_replies
 from .generator import Call, State
 from .known_differences import unexplained
 from .leases import IDS, LOST_BY_ETCD, MAX_TTL_SECONDS, MIN_TTL_SECONDS, LeasePair, lease_call_at
 from .test_random_calls import SEED_VARIABLE
-
-pytestmark = coordination
 
 SECTIONS = 3
 STEPS_PER_SECTION = 300
@@ -221,9 +218,7 @@ def test_an_empty_lease_goes_without_a_revision(pair: LeasePair) -> None:
     _clear(pair)
     _grant(pair, 1, 5000)
     before = pair.state.current
-    assert (
-        _alike(pair, Call(0, "LeaseRevoke", pb.LeaseRevokeRequest(ID=1)), "revoke").message.header.revision == before
-    )
+    assert _alike(pair, Call(0, "LeaseRevoke", pb.LeaseRevokeRequest(ID=1)), "revoke").message.header.revision == before
 
 
 def test_expiry_leaves_the_same_store(pair: LeasePair) -> None:

@@ -10,13 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import Client, Pending, Reply, pb, reference_server, started_pair, target_server, wait_until
-from tests.harness.pending import coordination
 
 from .compare import compare_replies
 from .queues import QueuePair, Waiting, leader_key
 from .test_random_calls import SEED_VARIABLE
-
-pytestmark = coordination
 
 STEPS = 180
 LEASES = (1, 2, 3, 0x694D_8C4E_1A2B_3C4D, -5)

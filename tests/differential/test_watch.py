@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import Client, EtcdServer, Server, pb, started_pair
-from tests.harness.pending import coordination
 from tests.harness.watch import NODELETE, NOPUT, WatchStream
 
 from .runner import Pair
@@ -37,7 +36,6 @@ def _check(seed: int, summary: WatchSummary) -> None:
         pytest.fail(describe(seed, summary), pytrace=False)
 
 
-@coordination
 def test_a_random_history_is_watched_alike() -> None:
     seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**31))
     print(f"seed {seed} (again: {SEED_VARIABLE}={seed}, or python -m tests.differential.watch_replay {seed})")
@@ -45,7 +43,6 @@ def test_a_random_history_is_watched_alike() -> None:
     _check(seed, fresh_pair_history(seed, range(steps)))
 
 
-@coordination
 @pytest.mark.parametrize("seed", FIXED_SEEDS)
 def test_fixed_seeds_are_watched_alike(seed: int) -> None:
     summary = fresh_pair_history(seed, range(STEPS))
@@ -71,7 +68,6 @@ def _both(clients: list[Client]) -> list[WatchStream]:
     return [WatchStream(client.endpoint) for client in clients]
 
 
-@coordination
 def test_ids_count_up_and_skip_those_that_clients_chose(clients: list[Client]) -> None:
     for stream in _both(clients):
         with stream:
@@ -86,7 +82,6 @@ def test_ids_count_up_and_skip_those_that_clients_chose(clients: list[Client]) -
             stream.check()
 
 
-@coordination
 def test_one_watch_among_several_on_a_key_is_cancelled(clients: list[Client]) -> None:
     for client, stream in zip(clients, _both(clients)):
         with stream:
@@ -103,7 +98,6 @@ def test_one_watch_among_several_on_a_key_is_cancelled(clients: list[Client]) ->
             stream.check()
 
 
-@coordination
 def test_a_deletion_at_the_compacted_revision_is_still_brought(clients: list[Client]) -> None:
     """Newer releases keep it until the next compaction (issue 19179); 3.5.1 has forgotten it."""
     for client, stream in zip(clients, _both(clients)):
@@ -135,7 +129,6 @@ def _known_servers(request: pytest.FixtureRequest) -> None:
         _servers.update({server.endpoint: server for server in request.getfixturevalue("servers")})
 
 
-@coordination
 def test_prev_kv_ends_at_the_compacted_revision(clients: list[Client]) -> None:
     seen = []
     for client, stream in zip(clients, _both(clients)):
@@ -150,7 +143,6 @@ def test_prev_kv_ends_at_the_compacted_revision(clients: list[Client]) -> None:
     assert seen == [[b"", b"2", b"3", b"4"]] * 2
 
 
-@coordination
 def test_filters_leave_no_empty_responses(clients: list[Client]) -> None:
     for client, stream in zip(clients, _both(clients)):
         with stream:
@@ -167,7 +159,6 @@ def test_filters_leave_no_empty_responses(clients: list[Client]) -> None:
             assert len(no_deletes.events) == 2 and all(response.events for response in no_deletes.responses)
 
 
-@coordination
 def test_half_a_stream_goes_on(clients: list[Client]) -> None:
     """The client has no more requests: events still come."""
     for client, stream in zip(clients, _both(clients)):
@@ -180,7 +171,6 @@ def test_half_a_stream_goes_on(clients: list[Client]) -> None:
             assert stream.ended is None
 
 
-@coordination
 def test_a_message_that_is_none_ends_the_stream(clients: list[Client]) -> None:
     ends = []
     for stream in _both(clients):
@@ -191,7 +181,6 @@ def test_a_message_that_is_none_ends_the_stream(clients: list[Client]) -> None:
     assert ends == [13, 13]
 
 
-@coordination
 def test_a_negative_start_is_refused_as_compacted(clients: list[Client]) -> None:
     with WatchStream(clients[1].endpoint) as stream:
         if isinstance(_server_of(clients[1]), EtcdServer):

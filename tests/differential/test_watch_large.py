@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 
 from tests.harness import Client, pb, started_pair
-from tests.harness.pending import coordination
 from tests.harness.watch import Watch, WatchStream
-
-pytestmark = coordination
 
 # A response of this size with two events or more is split when `fragment` is asked for: the default
 # --max-request-bytes and etcd's allowance for what gRPC adds.

@@ -7,10 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import Server, reference_server, started_pair, target_server
-from tests.harness.pending import coordination
 from tests.harness.watch import Watch, WatchStream, is_progress
-
-pytestmark = coordination
 
 # The name of 3.5; newer releases dropped the prefix, etcdfast knows both.
 FLAGS = ["--experimental-watch-progress-notify-interval", "150ms"]

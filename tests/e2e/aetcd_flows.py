@@ -62,8 +62,7 @@ async def transactions(client: aetcd.Client) -> None:
             failure=[operations.get(b"txn"), operations.delete(b"txn")],
         )
         shown = [
-            [kv_of(got) for _, got in one] if isinstance(one, list) else one.WhichOneof("response")
-            for one in responses
+            [kv_of(got) for _, got in one] if isinstance(one, list) else one.WhichOneof("response") for one in responses
         ]
         show(f"txn {wanted!r}", (succeeded, shown))
     succeeded, _ = await client.transaction(

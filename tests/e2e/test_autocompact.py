@@ -8,9 +8,6 @@ import time
 import pytest
 
 from tests.harness import Server, ServerError, new_server, pb, target_name, wait_until
-from tests.harness.pending import coordination
-
-pytestmark = coordination
 
 PERIOD_SECONDS = 1.0
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"

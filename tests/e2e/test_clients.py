@@ -12,9 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.harness import Server, started_pair
-from tests.harness.pending import coordination
-
-pytestmark = coordination
 
 FLOWS = Path(__file__).parent / "aetcd_flows.py"
 TIMEOUT_SECONDS = 120

@@ -8,11 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.harness import Client, Server, pb, reference_server, started_pair, wait_until
-from tests.harness.pending import coordination
 
 from .session import Session, unrepeated, without_pokes
-
-pytestmark = coordination
 
 Scenario = Callable[[Session], None]
 Pair = tuple[tuple[Server, Client], tuple[Server, Client]]
@@ -116,7 +113,7 @@ def _history(session: Session) -> int:
     session.run("put", "ab", "")
     session.run("put", "a", "2\nlines")
     session.run("del", "a")
-    session.run("txn", stdin=b'\nput a 3\nput ac x\ndel ab\n\nput never 1\n\n')
+    session.run("txn", stdin=b"\nput a 3\nput ac x\ndel ab\n\nput never 1\n\n")
     session.run("put", "b", "out of reach")
     session.run("del", "a", "--prefix")
     session.run("put", "a", "end")
@@ -447,9 +444,7 @@ def test_make_mirror_into_a_real_etcd_and_back(pair: tuple[Session, Session], de
         for number in range(300):  # more than one page of what the mirror reads at first
             session.client.put(b"src/%03d" % number, b"v" * (number % 50))
         with destination.client() as there:
-            out = session.start(
-                "make-mirror", "--prefix=src/", f"--dest-prefix={name.decode()}/", destination.endpoint
-            )
+            out = session.start("make-mirror", "--prefix=src/", f"--dest-prefix={name.decode()}/", destination.endpoint)
             home = [session.server.endpoint]
             back = Session(destination, there)
             running = back.start("make-mirror", f"--prefix={name.decode()}/", "--dest-prefix=back/", *home)

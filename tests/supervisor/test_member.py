@@ -53,10 +53,7 @@ class FakeMember:
                     "--advertise-client-urls=http://127.0.0.1:2379",
                     *flags,
                 ],
-                env=clean
-                | {"FAKE_REPORT": str(self.report_path), "PYTHONPATH": str(ROOT)}
-                | names
-                | (environ or {}),
+                env=clean | {"FAKE_REPORT": str(self.report_path), "PYTHONPATH": str(ROOT)} | names | (environ or {}),
                 stderr=log,
                 cwd=tmp_path,
             )
@@ -276,4 +273,4 @@ def test_systemd_is_told_when_the_member_is_ready(start, tmp_path):
 def test_bootstrap_settings_that_do_not_match_are_refused(start):
     member = start("--initial-cluster=other=http://localhost:2380")
     assert member.process.wait(DEADLINE_SECONDS) == 1
-    assert member.lines()[-1]["error"] == "couldn't find local name \"default\" in the initial cluster configuration"
+    assert member.lines()[-1]["error"] == 'couldn\'t find local name "default" in the initial cluster configuration'
