@@ -146,7 +146,8 @@ def watch_from_the_middle_and_from_the_future(session: Session) -> None:
     session.run("put", "a1", "early")
     session.run("put", "a2", "early")
     session.run("put", "a3", "in time")
-    future.shows(b"in time")
+    for watch in (middle, future):
+        watch.shows(b"in time")
     session.interrupt(middle)
     session.interrupt(future)
 
