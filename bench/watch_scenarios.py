@@ -281,8 +281,10 @@ SCENARIOS = [
         "watch-latency",
         "10 streams x 10 watchers of one key, 100 puts/s",
         _latency,
-        [Bar("event_p99_ms", 1, ratio=True)],
-        shown=("event_p50_ms", "event_p99_ms", "after_answer_p99_ms", "put_p99_ms"),
+        # What etcd's tool measures. Since the put was sent says less: a single etcd applies, and tells its
+        # watchers, before the write is on its disk, so the sync of the log is in our figure and not in etcd's.
+        [Bar("after_answer_p99_ms", 1, ratio=True)],
+        shown=("after_answer_p99_ms", "event_p50_ms", "event_p99_ms", "put_p99_ms"),
     ),
     Scenario(
         "watchers-100k",
