@@ -53,11 +53,11 @@ cdef class HubFace:
 
     def limit(self, *, piece_bytes=None, part_bytes=None, log_bytes=None, refs_bytes=None, group_bytes=None,
               blob_bytes=None, window=None):
-        """Other limits than those of a member."""
+        """Other limits than those of a member; pieces and parts only get smaller, for the rings' sake."""
         if piece_bytes:
-            self.hub.piece_bytes = piece_bytes
+            self.hub.piece_bytes = min(piece_bytes, self.hub.piece_bytes)
         if part_bytes:
-            self.hub.part_bytes = part_bytes
+            self.hub.part_bytes = min(part_bytes, self.hub.part_bytes)
         if log_bytes:
             self.hub.log_bytes_max = log_bytes
         if refs_bytes:

@@ -7,13 +7,13 @@ from libc.string cimport memset, strlen
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbuf cimport outbuf_free, outbuf_init
 from etcdfast._ext.revslab cimport arena_alloc, arena_free
-from etcdfast._ext.ring cimport ipc_record, record_payload, record_payload_len, ring_view
+from etcdfast._ext.ring cimport ipc_record, ipc_target, record_payload, record_payload_len, ring_view
 from etcdfast._ext.watchlog cimport (
     buffer_enlist, buffer_find, buffer_give_back, buffer_halve, buffer_pool_clear, buffer_unlist, log_back_to,
     log_free,
 )
 from etcdfast._ext.watchsend cimport (
-    PART_BYTES, PIECE_BYTES, SEND_DONE, SEND_NO_ROOM, WAITING_BYTES_MAX, big_next_message, big_step, blob_of,
+    PART_BYTES, PIECE_BYTES, TARGETS_MAX, SEND_DONE, SEND_NO_ROOM, WAITING_BYTES_MAX, big_next_message, big_step, blob_of,
     control_send, event_piece, outlet, outlet_flush, piece_close, piece_length, piece_of, piece_target,
     revision_length,
 )
@@ -97,7 +97,8 @@ cdef class WatchCore:
         self.outlets[frontend].ring = af
         if frontend >= self.frontends:
             self.frontends = frontend + 1
-        # A record must fit into a ring whatever else is in it.
+        # Every record fits into an empty ring, with its targets, head and events.
+        self.outlets[frontend].targets_max = <uint32_t>min(<uint64_t>TARGETS_MAX, af.capacity // 4 // sizeof(ipc_target))
         if self.piece_bytes > af.capacity // 4:
             self.piece_bytes = af.capacity // 4
         if self.part_bytes > af.capacity // 4:

@@ -43,6 +43,7 @@ ctypedef struct outlet:
     ipc_record *open           # EVENTS being filled, NULL none
     uint32_t open_targets
     uint32_t open_max
+    uint32_t targets_max       # TARGETS_MAX, fewer when the ring is small
     stream_link ready          # streams with QUEUE_READY
 
 # What an EVENTS record says: whole revisions, as refs.
@@ -214,8 +215,8 @@ cdef inline int piece_target(
     if r == NULL:
         if o.waiting.size:
             return SEND_NO_ROOM
-        if expected > TARGETS_MAX:
-            expected = TARGETS_MAX
+        if expected > o.targets_max:
+            expected = o.targets_max
         r = outlet_claim(o, sizeof(ipc_events) + expected * sizeof(ipc_target) + piece.head_size + piece.bytes)
         if r == NULL:
             return SEND_NO_ROOM
