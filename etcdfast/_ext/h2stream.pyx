@@ -216,6 +216,7 @@ cdef void h2_taken(h2_stream *s) noexcept nogil:
 
 cdef void h2_give_window(h2_stream *s) noexcept nogil:
     cdef int32_t left
+    cdef int rc
     if s.window_used < H2_WINDOW_STEP or s.out_bytes >= H2_UNSENT_BYTES_MAX or s.whole or s.grant or \
             s.flags & (STREAM_LATE | STREAM_ANSWERED | STREAM_REQUEST_ENDED | STREAM_GRANT_WAITS):
         return
@@ -223,8 +224,11 @@ cdef void h2_give_window(h2_stream *s) noexcept nogil:
     left = nghttp2_session_get_stream_local_window_size(s.conn.session, s.id)
     if left < 0 or left >= H2_STREAM_WINDOW:
         return
-    if nghttp2_submit_window_update(s.conn.session, NGHTTP2_FLAG_NONE, s.id, H2_STREAM_WINDOW - left) == 0:
-        mark_dirty(s.conn)
+    rc = nghttp2_submit_window_update(s.conn.session, NGHTTP2_FLAG_NONE, s.id, H2_STREAM_WINDOW - left)
+    if rc == NGHTTP2_ERR_NOMEM:
+        # Without it the stream would stand still for ever.
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+    mark_dirty(s.conn)
 
 
 # ---- answers
