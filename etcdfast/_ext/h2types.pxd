@@ -155,6 +155,7 @@ ctypedef struct h2_conn:
     h2_stream *grant_tail
     uint32_t fatal             # HTTP/2 error code + 1 that ends the connection; 0 none
     const char *fatal_text
+    bint broken                # nghttp2 failed within: it may only be deleted, another call can end the process
     int32_t last_stream
     uint32_t ping_strikes
     bint ping_reset            # data or headers went out since the last ping

@@ -399,6 +399,7 @@ cdef int h2_feed(h2_conn *conn, const uint8_t *data, uint32_t size) noexcept nog
         elif took == NGHTTP2_ERR_BAD_CLIENT_MAGIC:
             set_fatal(conn, NGHTTP2_PROTOCOL_ERROR, b"bad_preface")
         else:
+            conn.broken = True
             set_fatal(conn, NGHTTP2_INTERNAL_ERROR, b"")
     if conn.fatal:
         return -1
@@ -412,6 +413,8 @@ cdef int h2_pull(h2_conn *conn) noexcept nogil:
     cdef const uint8_t *data
     cdef ssize_t n
     server.out_size = 0
+    if conn.broken:
+        return -1
     while server.out_size < H2_OUT_BYTES:
         n = nghttp2_session_mem_send(conn.session, &data)
         if n <= 0:
@@ -425,6 +428,7 @@ cdef int h2_pull(h2_conn *conn) noexcept nogil:
         n = 0
     server.counters.sent_bytes += server.out_size
     if n < 0:
+        conn.broken = True
         set_fatal(conn, NGHTTP2_INTERNAL_ERROR, b"")
     if conn.fatal:
         return -1
