@@ -25,8 +25,10 @@ from .test_kill9 import ROUNDS_VARIABLE, SEED_VARIABLE
 from .victims import choose
 from .workload import Load
 
-ROUNDS = 4  # `make soak` has many more
+ROUNDS = 10  # `make soak` has many more
 COMPACT_EVERY = 3
+# The watchers are Python: at full speed their history grows to a million events, all checked one by one.
+PAUSE_SECONDS = 0.01
 # The name of 3.5; newer releases dropped the prefix, etcdfast knows both.
 FLAGS = ["--experimental-watch-progress-notify-interval", "100ms"]
 
@@ -72,7 +74,7 @@ class History:
         rng, followers = self.rng, self.followers
         mine = [key for key in self.model.live if not key.startswith(b"hot/")]
         followers.connect()
-        load = Load(self.server, rng, number, mine)
+        load = Load(self.server, rng, number, mine, PAUSE_SECONDS)
         load.start()
         load.wait_answers(rng.randint(1, 40))
         followers.stop_reading()

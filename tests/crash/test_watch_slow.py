@@ -19,7 +19,7 @@ from .workload import Load
 
 PUTS, VALUE_BYTES, KEYS = 3_000, 2_000, 50
 IN_FLIGHT = 100
-MANY, CHECKED = 600, 60
+MANY, CHECKED = 400, 40
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_many_watches_on_one_stream_next_to_puts(server: Server) -> None:
     """Opened, some cancelled, while writers are at work; every watch has all of its own."""
     rng = random.Random(7)
     with WatchStream(server.endpoint) as stream:
-        load = Load(server, rng, 0, [])
+        load = Load(server, rng, 0, [], pause_seconds=0.01)
         load.start()
         load.wait_answers(20)
         watches = []

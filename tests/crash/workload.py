@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections import deque
 
 from tests.harness import Client, Reply, Server
@@ -47,6 +48,7 @@ class Writer(threading.Thread):
         going = True
         while going or window:
             if going and len(window) < IN_FLIGHT:
+                time.sleep(self.load.pause_seconds)
                 operation = self._next()
                 window.append((operation, client.start(operation.method, operation.request)))
                 going = not self.load.stopping
@@ -93,10 +95,21 @@ class Writer(threading.Thread):
 
 
 class Load:
-    """Several writers at once, and a count of answers to time a kill by."""
+    """Several writers at once, and a count of answers to time a kill by.
 
-    def __init__(self, server: Server, rng: random.Random, round_number: int, live: list[bytes]) -> None:
+    pause_seconds: of each writer before each write, where something slower than the server has to follow.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        rng: random.Random,
+        round_number: int,
+        live: list[bytes],
+        pause_seconds: float = 0.0,
+    ) -> None:
         self.server = server
+        self.pause_seconds = pause_seconds
         self.round = round_number
         self.stopping = False
         self._changed = threading.Condition()
