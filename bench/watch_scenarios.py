@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -180,6 +181,7 @@ def steady(member: Member, size: Size) -> dict:
     slices = 1 if size.total else STEADY_SLICES
     length = ["--total", str(size.total)] if size.total else ["--duration", f"{size.seconds / slices:g}s"]
     rows = []
+    os.sync()  # what a load before left the kernel to write is no part of this
     for _ in range(slices):
         report = bench(member, *STEADY, "--rate", str(rate), *length)
         if report["errors_total"]:
