@@ -193,10 +193,10 @@ cdef class ApplyLoop:
         if self.out.own:
             self.answer_own()
         if self.services_due:
-            # What found no room to propose tries again in every turn, which does not keep the loop awake.
             self.services.tick(now_ns())   # what they begin now counts its time from now
             more = self.services.turn()
             worked |= more
+            # What found no room to propose tries again in every turn; that alone does not keep the loop awake.
             self.services_due = more or self.services.blocked
         self.out.deliver()
         self.hub.deliver()
