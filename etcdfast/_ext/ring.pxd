@@ -61,7 +61,13 @@ cdef enum:
 # Kinds of record. Frontend -> consensus:
 #   PROPOSE   payload = gRPC message bytes of `method`; term = deadline (CLOCK_MONOTONIC ns, 0 none)
 #   READ      linearizable read, payload = gRPC message bytes; passes on to apply behind the log
-# Apply -> consensus (nobody waits): PROPOSE
+#             (of MEMBER_ADD/REMOVE/UPDATE/PROMOTE and MOVE_LEADER: a call that consensus itself carries out)
+# Apply -> consensus:
+#   PROPOSE   as above, nobody waits or IPC_SELF
+#   FORWARD   ask the leader: method = LEASE_KEEP_ALIVE or LEASE_TIME_TO_LIVE, payload = gRPC message bytes,
+#             slot = token that FORWARDED brings back
+#   PEER_REPLY answer to PEER: index = its token, status = ERR_*, payload = bytes of the HTTP body
+#   SNAPSHOT_DONE index = the token of SNAPSHOT, payload = JSON {"index","term","path","bytes"} or {"error"}
 # Frontend -> apply:
 #   CALL      what needs no log: serializable reads, Status, HashKV...; payload = gRPC message bytes
 #   CREDIT    index = bytes that the stream may send more
@@ -73,6 +79,12 @@ cdef enum:
 #   READ      as above, behind the entries it must see
 #   REFUSE    status = why a proposal or read was not accepted; apply passes it to the frontend
 #   HARD      index = commit, term: state without entries (leader change), status page is newer
+#   PEER      another member asks over HTTP: index = token, method = LEASE_KEEP_ALIVE, LEASE_TIME_TO_LIVE or
+#             HASH_KV, payload = gRPC message bytes of that method
+#   FORWARDED the leader's answer to FORWARD: slot = token, status = ERR_*, payload = gRPC message bytes
+#   SNAPSHOT  write the state as it is here in order into a bbolt file (a helper does): index = token,
+#             payload = JSON {"term", "conf_state": {...}} of the place in the log
+#   MEMBERS   the membership as the log and its snapshot have it, before any entry: payload = JSON (after an import)
 # Apply -> frontend:
 #   REPLY     whole unary answer: payload = gRPC message bytes, status 0; or status != 0 and the
 #             payload an optional text that replaces the table's
@@ -97,6 +109,13 @@ cdef enum:
     IPC_END = 13
     IPC_HALF = 14
     IPC_EVENTS = 15
+    IPC_PEER = 16
+    IPC_PEER_REPLY = 17
+    IPC_FORWARD = 18
+    IPC_FORWARDED = 19
+    IPC_SNAPSHOT = 20
+    IPC_SNAPSHOT_DONE = 21
+    IPC_MEMBERS = 22
 
 cdef enum:
     IPC_FLAG_GATEWAY = 1     # came through the JSON gateway
@@ -142,6 +161,14 @@ cdef enum:
     ST_WAL_BYTES = 11
     ST_SNAPSHOT_INDEX = 12   # WAL released up to here
     ST_CONSENSUS_READY = 13
+    ST_CONSENSUS_OPENED = 14       # ST_SNAPSHOT_INDEX is valid
+    ST_LEADER_ELECTED_NS = 15      # CLOCK_MONOTONIC when the present leader became known, 0 never
+    ST_LEADER_LOST_NS = 16         # when there was none last, 0 never
+    ST_CONNECTED_SINCE_NS = 17     # since when the leader (own id: a quorum) can be reached, 0: it cannot
+    ST_PEERS = 18                  # other members
+    ST_PEERS_ACTIVE = 19           # of them heard of within an election timeout
+    ST_LEADER_CHANGES = 20         # seen since the start
+    ST_PROPOSALS_FORWARDED = 21
 
 # Words of the apply status page (writer: apply).
 cdef enum:

@@ -2,6 +2,7 @@ STATUS_PAGE_BYTES: int
 RECORD_HEADER_BYTES: int
 KINDS: dict[str, int]
 NOBODY: int
+SELF: int
 FLAG_NEW_ID: int
 CONSENSUS_WORDS: dict[str, int]
 APPLY_WORDS: dict[str, int]

@@ -24,8 +24,11 @@ KINDS = {
     "PROPOSE": IPC_PROPOSE, "READ": IPC_READ, "CALL": IPC_CALL, "CREDIT": IPC_CREDIT, "CANCEL": IPC_CANCEL,
     "ENTRY": IPC_ENTRY, "REFUSE": IPC_REFUSE, "HARD": IPC_HARD, "REPLY": IPC_REPLY, "MESSAGE": IPC_MESSAGE,
     "BEGIN": IPC_BEGIN, "PART": IPC_PART, "END": IPC_END, "HALF": IPC_HALF, "EVENTS": IPC_EVENTS,
+    "PEER": IPC_PEER, "PEER_REPLY": IPC_PEER_REPLY, "FORWARD": IPC_FORWARD, "FORWARDED": IPC_FORWARDED,
+    "SNAPSHOT": IPC_SNAPSHOT, "SNAPSHOT_DONE": IPC_SNAPSHOT_DONE, "MEMBERS": IPC_MEMBERS,
 }
 NOBODY = IPC_NOBODY
+SELF = IPC_SELF
 FLAG_NEW_ID = IPC_FLAG_NEW_ID
 
 CONSENSUS_WORDS = {
@@ -33,7 +36,10 @@ CONSENSUS_WORDS = {
     "commit_index": ST_COMMIT_INDEX, "last_index": ST_LAST_INDEX, "handed_index": ST_HANDED_INDEX,
     "durable_index": ST_DURABLE_INDEX, "learner": ST_LEARNER, "wal_fsync_count": ST_WAL_FSYNC_COUNT,
     "wal_fsync_ns": ST_WAL_FSYNC_NS, "wal_bytes": ST_WAL_BYTES, "snapshot_index": ST_SNAPSHOT_INDEX,
-    "ready": ST_CONSENSUS_READY,
+    "ready": ST_CONSENSUS_READY, "opened": ST_CONSENSUS_OPENED, "leader_elected_ns": ST_LEADER_ELECTED_NS,
+    "leader_lost_ns": ST_LEADER_LOST_NS, "connected_since_ns": ST_CONNECTED_SINCE_NS, "peers": ST_PEERS,
+    "peers_active": ST_PEERS_ACTIVE, "leader_changes": ST_LEADER_CHANGES,
+    "proposals_forwarded": ST_PROPOSALS_FORWARDED,
 }
 APPLY_WORDS = {
     "applied_index": ST_APPLIED_INDEX, "applied_term": ST_APPLIED_TERM, "flushed_index": ST_FLUSHED_INDEX,
