@@ -1,7 +1,15 @@
 """Checks of a configuration as a whole, in etcd's order and words."""
 
 from etcdfast.config.settings import ELECTION_TIMEOUT_MS_MAX, RETIRED, SETTINGS, field_of
-from etcdfast.config.values import cluster_map, compaction_retention, is_ip, quote, split_host_port, split_url
+from etcdfast.config.values import (
+    cluster_map,
+    compaction_retention,
+    is_ip,
+    quote,
+    same_addresses,
+    split_host_port,
+    split_url,
+)
 
 
 class ConfigError(Exception):
@@ -79,7 +87,17 @@ def check_bootstrap(config):
         raise ConfigError("initial cluster unset and no discovery endpoints found")
     if config.name not in members:
         raise ConfigError(f"couldn't find local name {quote(config.name)} in the initial cluster configuration")
+    if config.initial_cluster_state == "new":
+        _check_advertised(config, members)
+    everyone = [url for urls in members.values() for url in urls]
+    if len(everyone) != len(set(everyone)):
+        raise ConfigError(f"initial cluster {config.initial_cluster} has duplicate url")
+
+
+def _check_advertised(config, members):
     listed, advertised = set(members[config.name]), set(config.initial_advertise_peer_urls)
+    if same_addresses(listed, advertised):
+        return
     advertised_text = ",".join(sorted(advertised))
     if listed - advertised:
         missing = ",".join(f"{config.name}={url}" for url in sorted(listed - advertised))
@@ -90,6 +108,3 @@ def check_bootstrap(config):
         missing = ",".join(sorted(advertised - listed))
         pairs = ",".join(f"{config.name}={url}" for url in sorted(advertised))
         raise ConfigError(f"--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={pairs}")
-    everyone = [url for urls in members.values() for url in urls]
-    if len(everyone) != len(set(everyone)):
-        raise ConfigError(f"initial cluster {config.initial_cluster} has duplicate url")

@@ -62,6 +62,11 @@ class Config(namedtuple("Config", _FIELDS)):
         return 5 + 2 * self.election_timeout / 1000
 
     @property
+    def election_ticks(self):
+        """Election timeout in heartbeat intervals, rounded down as in etcd."""
+        return self.election_timeout // self.heartbeat_interval
+
+    @property
     def initial_members(self):
         """((name, (peer url, ...)), ...) of the first start, sorted."""
         return cluster_map(self.initial_cluster)

@@ -10,6 +10,7 @@ from etcdfast.config.config import Config
 from etcdfast.config.settings import (
     BY_NAME,
     NO_EFFECT,
+    RAFT_TIMEOUT_SECONDS_MIN,
     RENAMED,
     RENAMED_TO,
     RETIRED,
@@ -17,7 +18,7 @@ from etcdfast.config.settings import (
     field_of,
     variable_of,
 )
-from etcdfast.config.values import quote
+from etcdfast.config.values import format_duration, quote
 
 
 class UsageError(Exception):
@@ -146,6 +147,10 @@ def load(arguments, environ, log):
     if "listen-client-urls" in given and "advertise-client-urls" not in given:
         # Checked here because only here a default and a given value can be told apart.
         raise ConfigError("--advertise-client-urls is required when --listen-client-urls is set explicitly")
+    for name in ("raft-read-timeout", "raft-write-timeout"):
+        if settled[field_of(BY_NAME[name])] < RAFT_TIMEOUT_SECONDS_MIN:
+            settled[field_of(BY_NAME[name])] = RAFT_TIMEOUT_SECONDS_MIN
+            log.info(f"{name} increased to minimum value: {format_duration(RAFT_TIMEOUT_SECONDS_MIN)}")
     if not settled["data_dir"]:
         settled["data_dir"] = f"{settled['name']}.etcd"
         log.warn("'data-dir' was empty; using default", data_dir=settled["data_dir"])

@@ -16,6 +16,7 @@ GIB = 1 << 30
 REQUEST_BYTES_MAX = 512 * MIB
 FRONTENDS_MAX = 64  # a frontend's number is one byte on the rings, 255 means nobody
 ELECTION_TIMEOUT_MS_MAX = 50_000
+RAFT_TIMEOUT_SECONDS_MIN = 5.0  # as in etcd: a stream is silent for up to 1.7 s between two heartbeats
 
 # How a kind of value is read. `shown` is what --help prints for a default.
 Kind = namedtuple("Kind", "parse is_switch keeps_default_on_empty")
@@ -85,15 +86,59 @@ def refuse(setting, value):
 MEMBER, CLUSTERING, COMPACTION, LOGGING, BACKEND = "Member", "Clustering", "Auto-compaction", "Logging", "Backend"
 UNSAFE, OWN = "Unsafe feature", "etcdfast"
 
-RENAMED_TO = {"experimental-watch-progress-notify-interval": "watch-progress-notify-interval"}
+# Names of etcd 3.5, which calls them experimental.
+RENAMED_TO = {
+    f"experimental-{name}": name
+    for name in (
+        "compaction-batch-limit",
+        "compaction-sleep-interval",
+        "downgrade-check-time",
+        "max-learners",
+        "snapshot-catchup-entries",
+        "warning-apply-duration",
+        "warning-unary-request-duration",
+        "watch-progress-notify-interval",
+    )
+}
 
-SETTINGS = (
+_ROWS = (
     Setting("name", STRING, "default", MEMBER, "Human-readable name of this member."),
     Setting("data-dir", STRING, "", MEMBER, "Directory of this member's data; '${name}.etcd' when not given."),
     Setting("wal-dir", STRING, "", MEMBER, "Directory of the write-ahead log, if it is to live apart from the data."),
     Setting("snapshot-count", UINT, 10_000, MEMBER, "Applied entries after which the log before them is released."),
+    Setting(
+        "snapshot-catchup-entries",
+        UINT,
+        5000,
+        MEMBER,
+        "Entries kept behind a snapshot for followers that lag a little.",
+    ),
+    Setting("max-wals", UINT, 5, MEMBER, "Files of the write-ahead log to keep, 0 for all.", at_most((1 << 32) - 1)),
+    Setting("max-snapshots", UINT, 5, MEMBER, "Snapshot files to keep, 0 for all.", at_most((1 << 32) - 1)),
     Setting("heartbeat-interval", UINT, 100, MEMBER, "Milliseconds between heartbeats.", positive_ms),
     Setting("election-timeout", UINT, 1000, MEMBER, "Milliseconds without a leader until an election.", positive_ms),
+    Setting(
+        "initial-election-tick-advance",
+        BOOL,
+        True,
+        MEMBER,
+        "Do not sit out a whole election timeout at the start.",
+    ),
+    Setting("pre-vote", BOOL, True, MEMBER, "Ask for votes only after finding out that an election could be won."),
+    Setting(
+        "raft-read-timeout",
+        DURATION,
+        RAFT_TIMEOUT_SECONDS_MIN,
+        MEMBER,
+        "Time without data after which a connection of another member is given up; at least 5s.",
+    ),
+    Setting(
+        "raft-write-timeout",
+        DURATION,
+        RAFT_TIMEOUT_SECONDS_MIN,
+        MEMBER,
+        "Time for data to go out to another member before the connection is given up; at least 5s.",
+    ),
     Setting("listen-peer-urls", URLS, ("http://localhost:2380",), MEMBER, "URLs to listen on for other members."),
     Setting("listen-client-urls", URLS, ("http://localhost:2379",), MEMBER, "URLs to listen on for clients."),
     Setting(
@@ -167,6 +212,23 @@ SETTINGS = (
         "This member's client URLs as told to clients.",
     ),
     Setting(
+        "strict-reconfig-check",
+        BOOL,
+        True,
+        CLUSTERING,
+        "Refuse changes of the membership that would leave the cluster without a quorum.",
+    ),
+    Setting("max-learners", INT64, 1, CLUSTERING, "Most learners in the cluster at one time."),
+    Setting(
+        "downgrade-check-time",
+        DURATION,
+        5.0,
+        CLUSTERING,
+        "No effect: downgrades are not supported.",
+        None,
+        NO_EFFECT,
+    ),
+    Setting(
         "auto-compaction-mode",
         STRING,
         "periodic",
@@ -227,6 +289,13 @@ SETTINGS = (
     Setting("backend-batch-interval", DURATION, 0.0, BACKEND, "No effect: the store is not bbolt.", None, NO_EFFECT),
     Setting("backend-batch-limit", INT64, 0, BACKEND, "No effect: the store is not bbolt.", None, NO_EFFECT),
     Setting(
+        "force-new-cluster",
+        BOOL,
+        False,
+        UNSAFE,
+        "Go on alone with this member's data: every other member is removed. Only to recover from a lost quorum.",
+    ),
+    Setting(
         "unsafe-no-fsync",
         BOOL,
         False,
@@ -261,7 +330,6 @@ SETTINGS = (
         positive,
         HIDDEN,
     ),
-    *(Setting(name, DURATION, 0.0, "Renamed", "", None, RENAMED) for name in RENAMED_TO),
     *(
         Setting(name, IGNORED, "", "Retired", "", None, RETIRED)
         for name in (
@@ -282,6 +350,11 @@ SETTINGS = (
     ),
 )
 
+_BY_NAME = {setting.name: setting for setting in _ROWS}
+SETTINGS = _ROWS + tuple(
+    _BY_NAME[newer]._replace(name=older, group="Renamed", help="", check=None, status=RENAMED)
+    for older, newer in RENAMED_TO.items()
+)
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 

@@ -160,6 +160,28 @@ def split_url(url):
     return scheme, rest.removeprefix("//")
 
 
+def _resolved(url):
+    scheme, rest = split_url(url)
+    if scheme in ("unix", "unixs"):
+        return scheme, rest, ""
+    host, port = split_host_port(rest)
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    # One address of a name, IPv4 before IPv6, as Go takes it.
+    return scheme, min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0], port
+
+
+def same_addresses(urls, others):
+    """True when two lists of URLs are equal, as written or once their names are resolved (which may block)."""
+    if sorted(urls) == sorted(others):
+        return True
+    if len(urls) != len(others):
+        return False
+    try:
+        return sorted(map(_resolved, urls)) == sorted(map(_resolved, others))
+    except (OSError, UnicodeError):
+        return False
+
+
 def _check_url(text):
     scheme, colon, rest = text.partition(":")
     letters = scheme.translate({ord(c): None for c in "+-."})

@@ -13,7 +13,17 @@ from etcdfast.config import Config, values
 from etcdfast.config.checks import ConfigError, check_bootstrap
 from etcdfast.config.helptext import flags_text, shown_default
 from etcdfast.config.load import Answered, UsageError, load
-from etcdfast.config.settings import BY_NAME, NO_EFFECT, REFUSED, RETIRED, SERVED, SETTINGS, field_of, variable_of
+from etcdfast.config.settings import (
+    BY_NAME,
+    NO_EFFECT,
+    REFUSED,
+    RENAMED_TO,
+    RETIRED,
+    SERVED,
+    SETTINGS,
+    field_of,
+    variable_of,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +80,17 @@ EXAMPLES = {
     "backend-batch-interval": ("1s", 1.0),
     "backend-batch-limit": ("5", 5),
     "frontends": ("3", 3),
+    "snapshot-catchup-entries": ("7", 7),
+    "max-wals": ("0", 0),
+    "max-snapshots": ("3", 3),
+    "initial-election-tick-advance": ("false", False),
+    "pre-vote": ("false", False),
+    "raft-read-timeout": ("6s", 6.0),
+    "raft-write-timeout": ("1m", 60.0),
+    "strict-reconfig-check": ("false", False),
+    "max-learners": ("3", 3),
+    "downgrade-check-time": ("1s", 1.0),
+    "force-new-cluster": ("true", True),
 }
 SERVED_NAMES = [setting.name for setting in SETTINGS if setting.status in (SERVED, NO_EFFECT)]
 REFUSED_EXAMPLES = {"unsafe-no-fsync": "true", "config-file": "/etc/etcd.yaml"}
@@ -89,6 +110,8 @@ def test_every_row_has_an_example():
 @pytest.mark.parametrize("form", ["--{}={}", "-{}={}", "--{} {}", "-{} {}"])
 def test_a_row_as_flag(name, form):
     text, value = EXAMPLES[name]
+    if BY_NAME[name].kind.is_switch:
+        form = form.replace(" ", "=")  # a switch never takes the next word
     config = read(*form.format(name, text).split(" ", 1), *partners(name))
     assert getattr(config, field_of(BY_NAME[name])) == value
 
@@ -288,6 +311,35 @@ def test_a_first_start_that_cannot_be(arguments, text):
     with pytest.raises(ConfigError) as caught:
         check_bootstrap(read(*arguments.split()))
     assert str(caught.value) == text
+
+
+def test_who_joins_need_not_know_what_was_announced_before():
+    arguments = "--name=a --initial-cluster=a=http://h:1,b=http://h:2 --initial-cluster-state=existing".split()
+    check_bootstrap(read(*arguments))
+    with pytest.raises(ConfigError, match="couldn't find local name"):
+        check_bootstrap(read(*arguments, "--name=c"))
+    with pytest.raises(ConfigError, match="has duplicate url"):
+        check_bootstrap(read(*arguments, "--initial-cluster=a=http://h:1,b=http://h:1"))
+
+
+def test_addresses_count_not_how_they_are_written():
+    own = ["--name=a", "--initial-advertise-peer-urls=http://localhost:1"]
+    check_bootstrap(read(*own, "--initial-cluster=a=http://127.0.0.1:1"))
+    with pytest.raises(ConfigError, match="^--initial-cluster has a=http://127.0.0.2:1 but missing from "):
+        check_bootstrap(read(*own, "--initial-cluster=a=http://127.0.0.2:1"))
+
+
+def test_timeouts_of_peers_have_a_minimum():
+    notices = Notices()
+    config = load(["--raft-read-timeout=1s", "--raft-write-timeout=7s"], {}, notices)
+    assert (config.raft_read_timeout, config.raft_write_timeout) == (5, 7)
+    assert ("info", "raft-read-timeout increased to minimum value: 5s", {}) in notices.lines
+
+
+def test_every_older_name_is_read_as_its_row():
+    for older, newer in RENAMED_TO.items():
+        text, value = EXAMPLES[newer]
+        assert getattr(read(f"--{older}={text}"), field_of(BY_NAME[newer])) == value
 
 
 def test_variables():
