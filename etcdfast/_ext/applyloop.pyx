@@ -352,7 +352,7 @@ cdef class ApplyLoop:
         # The cold path reads applied_index for its answers: it is that of this entry already.
         self.applied_index = r.index
         self.applied_term = r.term
-        answered = self.cold.entry(r.index, r.term, r.method, data, self.meta_batch)
+        answered = self.cold.entry(r.index, r.term, r.method, data, self.meta_batch, r.frontend != IPC_NOBODY)
         if answered is not None and r.frontend != IPC_NOBODY:
             method, status, payload = answered
             asker_of(&who, r, method)

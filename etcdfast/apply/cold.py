@@ -4,12 +4,13 @@
 of the KV service. The engine (the hot path's state) is reached through its Python face only.
 """
 
-import json
-
 from etcdfast.api import errors, rpcs
 from etcdfast.apply import hashing
 from etcdfast.apply.alarms import NAMES, Alarms
 from etcdfast.apply.membership import Membership
+from etcdfast.cluster import entries
+from etcdfast.cluster.membership import ADD_LEARNER_NODE, ADD_NODE, REMOVE_NODE, UPDATE_NODE, read_context
+from etcdfast.formats.raftpb import decode_conf_change
 from etcdfast.version import SERVER_VERSION
 
 DEFAULT_QUOTA_BYTES = 2 * 1024 * 1024 * 1024
@@ -40,6 +41,14 @@ class ColdPath:
             _id("Cluster", "MemberList"): self._member_list,
         }
         self._alarm_id = _id("Maintenance", "Alarm")
+        self._promote_id = _id("Cluster", "MemberPromote")
+        add_id = _id("Cluster", "MemberAdd")
+        self._conf_methods = {
+            ADD_NODE: add_id,
+            ADD_LEARNER_NODE: add_id,
+            REMOVE_NODE: _id("Cluster", "MemberRemove"),
+            UPDATE_NODE: _id("Cluster", "MemberUpdate"),
+        }
 
     # ---- calls ----
 
@@ -74,8 +83,7 @@ class ColdPath:
         out.dbSizeInUse = engine.db_in_use_bytes
         out.dbSizeQuota = self.quota_bytes
         out.storageVersion = self.members.storage_version
-        out.downgradeInfo.enabled = bool(self.members.downgrade.get("enabled"))
-        out.downgradeInfo.targetVersion = self.members.downgrade.get("target-version", "")
+        out.downgradeInfo.enabled, out.downgradeInfo.targetVersion = self.members.downgrade
         me = self.members.members.get(engine.member_id)
         out.isLearner = bool(me and me.is_learner)
         if not engine.leader:
@@ -88,6 +96,10 @@ class ColdPath:
     def _member_list(self, payload):
         out = _pb().MemberListResponse()
         self._header(out, revision=False)
+        self._list_members(out)
+        return 0, out.SerializeToString()
+
+    def _list_members(self, out):
         for member in self.members.ordered():
             out.members.add(
                 ID=member.id,
@@ -96,7 +108,6 @@ class ColdPath:
                 clientURLs=member.client_urls,
                 isLearner=member.is_learner,
             )
-        return 0, out.SerializeToString()
 
     def _defragment(self, payload):
         # RocksDB returns space by compaction in the background; nothing stops for it.
@@ -129,40 +140,44 @@ class ColdPath:
 
     # ---- entries ----
 
-    def entry(self, index, term, entry_type, data, batch):
+    def entry(self, index, term, entry_type, data, batch, waited=True):
         """Apply one committed entry that is not the KV service's; writes go into `batch`.
 
-        Returns (RPC id, error id, response bytes) for whoever waits, or None when nobody can.
+        Returns (RPC id, error id, response bytes) for whoever waits (`waited`), or None when nobody can.
         Errors: UnknownEntry, MembershipError: the member must stop.
         """
         if entry_type == ENTRY_CONF_CHANGE:
-            change = _raft_pb().ConfChange.FromString(data)
-            self.members.apply_change(change.type, change.node_id, change.context, batch)
-            return None
+            return self._conf_change(decode_conf_change(data), batch, waited)
         if entry_type != ENTRY_NORMAL:
             raise UnknownEntry(f"entry {index}: type {entry_type}")
-        request = _decode_request(index, data)
-        if isinstance(request, _V2Publish):
-            request.carry_out(self.members, batch)
+        own = entries.read(data)
+        if own is not None:
+            self.members.carry_out(own, batch)
             return None
+        request = _decode_request(index, data)
         if request.HasField("alarm"):
             return self._alarm_id, 0, self._alarm(request.alarm, batch)
-        if request.HasField("cluster_version_set"):
-            self.members.set_cluster_version(request.cluster_version_set.ver, batch)
-        elif request.HasField("cluster_member_attr_set"):
-            attributes = request.cluster_member_attr_set
-            self.members.set_attributes(
-                attributes.member_ID,
-                attributes.member_attributes.name,
-                attributes.member_attributes.client_urls,
-                batch,
-            )
-        elif request.HasField("downgrade_info_set"):
-            self.members.set_downgrade(request.downgrade_info_set.enabled, request.downgrade_info_set.ver, batch)
-        else:
-            named = ", ".join(found.name for found, _ in request.ListFields() if found.name != "header")
-            raise UnknownEntry(f"entry {index}: request {named or 'without content'}")
-        return None
+        named = ", ".join(found.name for found, _ in request.ListFields() if found.name != "header")
+        raise UnknownEntry(f"entry {index}: request {named or 'without content'}")
+
+    def _conf_change(self, change, batch, waited):
+        """A refused change leaves everything as it was, and its error goes to whoever proposed it."""
+        refused = self.members.apply_change(change, batch)
+        if not waited:
+            return None  # a start applies many, without the protobuf runtime
+        method = self._conf_methods[change.type]
+        if change.type == ADD_NODE and read_context(change)[1]:
+            method = self._promote_id
+        if refused is not None:
+            return method, errors.ID[refused], b""
+        out = rpcs.message_class(rpcs.BY_ID[method].response)()
+        self._header(out, revision=False)
+        if change.type in (ADD_NODE, ADD_LEARNER_NODE) and method != self._promote_id:
+            member = self.members.members[change.node_id]
+            out.member.ID, out.member.isLearner = member.id, member.is_learner
+            out.member.peerURLs.extend(member.peer_urls)
+        self._list_members(out)
+        return method, 0, out.SerializeToString()
 
     def _alarm(self, request, batch):
         out = _pb().AlarmResponse()
@@ -180,40 +195,14 @@ class ColdPath:
         return out.SerializeToString()
 
 
-class _V2Publish:
-    """The two v2 requests that etcd 3.4 and 3.5 write into the log (formats.md section 3.4)."""
-
-    def __init__(self, index, request):
-        parts = request.Path.split("/")
-        if request.Method == "PUT" and request.Path == "/0/version":
-            self.member_id, self.value = None, request.Val
-        elif request.Method == "PUT" and parts[:3] == ["", "0", "members"] and parts[4:] == ["attributes"]:
-            self.member_id, self.value = int(parts[3], 16), json.loads(request.Val)
-        else:
-            raise UnknownEntry(f"entry {index}: v2 request {request.Method} {request.Path}")
-
-    def carry_out(self, members, batch):
-        if self.member_id is None:
-            members.set_cluster_version(self.value, batch)
-        else:
-            members.set_attributes(
-                self.member_id, self.value.get("name", ""), self.value.get("clientURLs") or (), batch
-            )
-
-
 def _decode_request(index, data):
     from google.protobuf.message import DecodeError
 
-    from etcdfast.api.pb import etcdserver_pb2, raft_internal_pb2
+    from etcdfast.api.pb import raft_internal_pb2
 
     try:
         return raft_internal_pb2.InternalRaftRequest.FromString(data)
-    except DecodeError:
-        pass
-    try:
-        # A v2 request read as the other message is always malformed, so the order decides safely.
-        return _V2Publish(index, etcdserver_pb2.Request.FromString(data))
-    except (DecodeError, ValueError) as fault:
+    except DecodeError as fault:
         raise UnknownEntry(f"entry {index}: {len(data)} bytes that are no request") from fault
 
 
@@ -226,9 +215,3 @@ def _pb():
     from etcdfast.api.pb import rpc_pb2
 
     return rpc_pb2
-
-
-def _raft_pb():
-    from etcdfast.api.pb import raft_pb2
-
-    return raft_pb2

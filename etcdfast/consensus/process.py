@@ -18,7 +18,7 @@ from etcdfast.consensus import requests
 from etcdfast.consensus.raft import ADD_NODE, ROLE_NAMES, ConfChange, Raft, RaftConfig
 from etcdfast.consensus.snapshots import Snapshots
 from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, StorageError, open_member
-from etcdfast.formats.raftpb import ConfState, decode_conf_change
+from etcdfast.formats.raftpb import decode_conf_change
 from etcdfast.version import CLUSTER_VERSION
 
 # How long a stop waits for apply to take what is committed; all of it is durable by then.
@@ -329,7 +329,7 @@ class Process:
 
     def _describe(self, index):
         """(term, ConfState, data) of a snapshot at `index`."""
-        return self._term_at(index), ConfState(tuple(self.membership.voters)), self.membership.snapshot()
+        return self._term_at(index), self.membership.conf_state(), self.membership.snapshot()
 
     def _term_at(self, index):
         return next(term for first, term in reversed(self.runs) if first <= index)

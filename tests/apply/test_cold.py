@@ -9,7 +9,8 @@ from etcdfast.api import errors, rpcs
 from etcdfast.api.pb import etcdserver_pb2, raft_internal_pb2, raft_pb2, rpc_pb2
 from etcdfast.apply import buckets
 from etcdfast.apply.cold import ColdPath, UnknownEntry
-from etcdfast.apply.membership import ADD_LEARNER, ADD_NODE, REMOVE_NODE, UPDATE_NODE, MembershipError
+from etcdfast.apply.membership import MembershipError
+from etcdfast.cluster.membership import ADD_LEARNER_NODE, ADD_NODE, REMOVE_NODE, UPDATE_NODE
 
 ME = 0x8E9E05C52164694D
 
@@ -90,7 +91,8 @@ def internal(**fields):
 
 
 def bootstrap(cold, batch):
-    assert cold.entry(1, 1, 1, change(ADD_NODE, ME, peerURLs=["http://localhost:2380"], name="m1"), batch) is None
+    data = change(ADD_NODE, ME, peerURLs=["http://localhost:2380"], name="m1")
+    assert cold.entry(1, 1, 1, data, batch, waited=False) is None
 
 
 def test_bootstrap_member_is_stored_as_etcd_stores_it(cold):
@@ -123,12 +125,12 @@ def test_members_survive_a_restart(cold):
 def test_learner_is_promoted_updated_and_removed_for_ever(cold):
     store = cold.engine.store
     bootstrap(cold, store)
-    cold.entry(5, 2, 1, change(ADD_LEARNER, 2, peerURLs=["http://h:1"], isLearner=True), store)
+    cold.entry(5, 2, 1, change(ADD_LEARNER_NODE, 2, peerURLs=["http://h:1"], isLearner=True), store)
     assert json.loads(store[buckets.CONF_STATE]) == {"voters": [ME], "learners": [2], "auto_leave": False}
     cold.entry(6, 2, 1, change(ADD_NODE, 2, peerURLs=None, isPromote=True), store)
     assert not cold.members.members[2].is_learner
     cold.entry(7, 2, 1, change(UPDATE_NODE, 2, peerURLs=["http://h:2"]), store)
-    assert cold.members.members[2].peer_urls == ["http://h:2"]
+    assert cold.members.members[2].peer_urls == ("http://h:2",)
     cold.entry(8, 2, 1, change(REMOVE_NODE, 2), store)
     cold.entry(9, 2, 1, change(ADD_NODE, 2, peerURLs=["http://h:3"]), store)
     assert 2 not in cold.members.members

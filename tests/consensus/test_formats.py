@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etcdfast.api.pb import raft_internal_pb2, raft_pb2, snap_pb2
+from etcdfast.cluster import entries
 from etcdfast.consensus import requests
 from etcdfast.formats import raftpb, snapfile
 
@@ -54,7 +55,7 @@ def test_any_bytes_are_read_or_refused(data):
             decode(data)
         except raftpb.RaftMessageError:
             pass
-    requests.parse_own(data)
+    entries.read(data)
     try:
         snapfile.decode_members(data)
     except snapfile.SnapFileError:
@@ -88,10 +89,10 @@ def test_own_requests_are_those_of_the_protos():
     request = raft_internal_pb2.InternalRaftRequest.FromString(data)
     assert request.SerializeToString() == data
     assert (request.header.ID, request.cluster_member_attr_set.member_ID) == (11, 22)
-    assert requests.parse_own(data) == ("attributes", 22, "näme", ("http://a:1", "http://b:2"))
+    assert entries.read(data) == ("attributes", 22, "näme", ("http://a:1", "http://b:2"))
     data = requests.cluster_version(12, "3.7.0")
     assert raft_internal_pb2.InternalRaftRequest.FromString(data).cluster_version_set.ver == "3.7.0"
-    assert requests.parse_own(data) == ("version", "3.7.0")
+    assert entries.read(data) == ("version", "3.7.0")
 
 
 @pytest.mark.parametrize("members", [[], [(1, ("http://h:1",), "", (), False)], [(5, (), "n", ("http://c:1",), True)]])

@@ -300,7 +300,7 @@ def test_a_log_of_several_voters_is_refused_by_name(config):
     metadata = raftpb.put_uint(1, own) + raftpb.put_uint(2, 77)
     disk = wal.create(config.wal_path, metadata)
     for index, member_id in enumerate((own, 12345), 1):
-        disk.append_entry(1, 1, index, requests.bootstrap_member(member_id, ["http://h:1"], "m"))
+        disk.append_entry(1, 1, index, requests.bootstrap_member(member_id, [f"http://h:{index}"], "m"))
     disk.flush()
     disk.append_state(1, 0, 2)
     disk.flush()

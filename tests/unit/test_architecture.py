@@ -36,7 +36,7 @@ ALLOWED = {
     "__main__": {"supervisor"},
 }
 # Rooms that simulation runs: time, chance, files and the network come in as arguments or not at all.
-PURE = ["consensus/raft", "apply/mvcc"]
+PURE = ["consensus/raft", "apply/mvcc", "cluster"]
 IMPURE = {"asyncio", "os", "pathlib", "random", "secrets", "select", "selectors", "signal", "socket", "subprocess"}
 IMPURE |= {"tempfile", "threading", "time", "datetime", "uuid"}
 
