@@ -32,6 +32,8 @@ EXTENSIONS = {
     "walfiles": ["pthread"],  # the log's directory: next segment ahead, release, purge
     "walio": ["pthread"],  # WAL segment writer: disk thread, group commit
     "raftlog": [],  # in-memory raft log of the consensus process
+    "peerwire": [],  # raft messages between members, HTTP chunks: bytes only
+    "peerlink": [],  # the streams between this member and one other
     "consensusloop": ["pthread"],  # the turn of the consensus process
     "revindex": [],  # ordered revision index in C memory
     "revface": [],  # the revision index for Python
