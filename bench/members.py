@@ -69,19 +69,13 @@ class Member:
             "--advertise-client-urls", url,
             "--quota-backend-bytes", str(QUOTA_BYTES),
             "--log-level", "error",
+            "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"bench={peer}",
         ]  # fmt: skip
         if self.kind == "etcdfast":
             return [sys.executable, "-m", "etcdfast", *common]
-        etcd = Path(sys.executable).with_name("etcd")
-        peers = [
-            "--listen-peer-urls",
-            peer,
-            "--initial-advertise-peer-urls",
-            peer,
-            "--initial-cluster",
-            f"bench={peer}",
-        ]
-        return [str(etcd), *common, *peers]
+        return [str(Path(sys.executable).with_name("etcd")), *common]
 
     def start(self) -> float:
         """Start it; returns the seconds until the first linearizable read was answered."""

@@ -21,6 +21,8 @@ from etcdfast.config import Config
 EXIT_CORRUPTION = 65
 EXIT_INTERNAL = 70
 EXIT_DISK = 74
+EXIT_RESTART = 75  # of consensus: start every process of the member anew (a received snapshot is in place)
+EXIT_REMOVED = 76  # of consensus: this member is no longer part of the cluster
 
 _FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen"
 
@@ -31,7 +33,8 @@ class Boot(namedtuple("Boot", _FIELDS)):
     doorbell: own eventfd; doorbells: {"consensus": fd, "apply": fd, "frontend0": fd, ...}
     rings: {"f0c": memfd, ...} of this process only; status: {"consensus": memfd, "apply": memfd}
     ready_fd: pipe to the supervisor; life_fd: reads end of file once the supervisor is gone, put it into
-    the event loop; listen: ((url, listening socket), ...) for frontends.
+    the event loop; listen: ((url, listening socket), ...): of clients for a frontend, of other members for
+    consensus.
     """
 
     __slots__ = ()

@@ -8,7 +8,7 @@ from etcdfast import log, version
 
 
 def _start(config):
-    """Bring the member up and watch it until it ends; the signal that stopped it."""
+    """Bring the member up and watch it until it ends; the signal that stopped it, None when it was removed."""
     from etcdfast._ext import proc
     from etcdfast.config.checks import check_bootstrap
     from etcdfast.supervisor.datadir import is_new_member, open_data_dir
@@ -22,6 +22,8 @@ def _start(config):
         etcd_version=version.SERVER_VERSION,
         name=config.name,
         data_dir=config.data_dir,
+        initial_advertise_peer_urls=config.initial_advertise_peer_urls,
+        listen_peer_urls=config.listen_peer_urls,
         listen_client_urls=config.listen_client_urls,
         advertise_client_urls=config.advertise_client_urls,
         frontends=config.frontend_count,
@@ -30,10 +32,11 @@ def _start(config):
     try:
         if is_new_member(config):
             check_bootstrap(config)
+        (peer_listeners,) = open_listeners(config.listen_peer_urls, 1)
         listeners = open_listeners(config.listen_client_urls, config.frontend_count)
         for url, _ in listeners[0]:
             log.info("serving client traffic insecurely; this is strongly discouraged!", address=url)
-        return Member(config, listeners, lock_fd).run()
+        return Member(config, peer_listeners, listeners, lock_fd).run()
     finally:
         os.close(lock_fd)
 
@@ -41,8 +44,8 @@ def _start(config):
 def main(arguments=None):
     """Run one member. Returns an exit status, or ends by the signal that stopped the member, as etcd does.
 
-    Exit statuses: 0 help and version; 1 settings, data directory, listeners; 2 a wrong flag;
-    128 + signal after SIGTERM or SIGINT (0 as process 1); else that of the process that failed.
+    Exit statuses: 0 help and version, and a member that was removed from its cluster; 1 settings, data directory,
+    listeners; 2 a wrong flag; 128 + signal after SIGTERM or SIGINT (0 as process 1); else that of the process that failed.
     """
     from etcdfast.config.checks import ConfigError
     from etcdfast.config.load import Answered, UsageError, load
@@ -73,7 +76,7 @@ def main(arguments=None):
     except StartError as err:
         log.fatal("etcdfast stopped", error=err, **err.fields)
         return err.status
-    if os.getpid() == 1:
+    if stopped_by is None or os.getpid() == 1:
         return 0
     signal.signal(stopped_by, signal.SIG_DFL)
     os.kill(os.getpid(), stopped_by)

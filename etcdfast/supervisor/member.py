@@ -5,8 +5,10 @@ import os
 import select
 import signal
 import time
+from collections import deque
 
 from etcdfast import log
+from etcdfast.ipc.boot import EXIT_INTERNAL, EXIT_REMOVED, EXIT_RESTART
 from etcdfast.supervisor import children
 from etcdfast.supervisor.errors import StartError
 from etcdfast.supervisor.notify import notify_ready
@@ -16,78 +18,111 @@ from etcdfast.supervisor.plumbing import Plumbing
 # to write to a disk that may be busy. Whoever takes longer is killed: nothing acknowledged is lost by it.
 STOP_SECONDS = {"frontend": 7.0, "consensus": 20.0, "apply": 60.0}
 READY_LINE_BYTES_MAX = 65536
+# Each restart in place installs a snapshot: this many so soon after each other is a fault that would go on for ever.
+RESTARTS_MAX = 10
+RESTARTS_SECONDS = 60.0
 
 
 class Member:
     """Starts at construction; `run` returns when every process has ended.
 
-    `listeners` is [frontend][k] = (url, socket). `lock_fd` is passed on, so that the data directory stays
-    locked until the last process of the member is gone, even if this one is killed first.
+    `peer_listeners` is [(url, socket)], `listeners` is [frontend][k] = (url, socket). They stay open here while the
+    member restarts in place. `lock_fd` is passed on, so that the data directory stays locked until the last process
+    of the member is gone, even if this one is killed first.
     Signals: SIGTERM and SIGINT stop the member; further ones change nothing.
     """
 
-    def __init__(self, config, listeners, lock_fd):
+    def __init__(self, config, peer_listeners, listeners, lock_fd):
         self._config = config
+        self._peer_listeners = peer_listeners
+        self._listeners = listeners
+        self._lock_fd = lock_fd
         self._running = {}
         self._waiting_ready = {}
         self._failure = None  # StartError: why the member ends, once it has to
         self._stop_signal = None
-        self._started_at = time.monotonic()
+        self._wanted = None  # EXIT_RESTART or EXIT_REMOVED, once consensus ended with it
+        self._restarts = deque(maxlen=RESTARTS_MAX)  # times, monotonic
         self._poll = select.poll()
         self._signals_read, signals_write = os.pipe()
         for fd in (self._signals_read, signals_write):
             os.set_blocking(fd, False)
         # Children must inherit an ignored SIGINT; ours is set after they are started.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._plumbing = Plumbing(config, len(listeners))
-        try:
-            self._start_children(listeners, lock_fd)
-        except StartError:
-            self._kill_all()
-            raise
+        self._start_children()
         signal.set_wakeup_fd(signals_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # the wake-up pipe has it already
         self._poll.register(self._signals_read, select.POLLIN)
+
+    def _start_children(self):
+        self._started_at = time.monotonic()
+        self._plumbing = Plumbing(self._config, len(self._listeners))
+        environ = children.environment_of_children()
+        try:
+            for child in self._plumbing.children:
+                self._start_child(child, environ)
+        except StartError:
+            self._kill_all()
+            raise
         self._plumbing.close_shared()
 
-    def _start_children(self, listeners, lock_fd):
-        environ = children.environment_of_children()
-        for child in self._plumbing.children:
-            fds = {**self._plumbing.fds_of(child.process), "lock": lock_fd}
-            if child.role == "frontend":
-                fds["listen"] = [(url, listener.fileno()) for url, listener in listeners[child.index]]
-            boot = {
-                "role": child.role,
-                "index": child.index,
-                "frontends": len(listeners),
-                "supervisor_pid": os.getpid(),
-                "config": self._config.to_plain(),
-                "fds": fds,
-            }
-            running = children.start(child, boot, environ)
-            self._running[running.pidfd] = running
-            self._waiting_ready[running.ready_fd] = running
-            self._poll.register(running.pidfd, select.POLLIN)
-            self._poll.register(running.ready_fd, select.POLLIN)
-        for of_frontend in listeners:
-            for _, listener in of_frontend:
-                listener.close()
+    def _start_child(self, child, environ):
+        fds = {**self._plumbing.fds_of(child.process), "lock": self._lock_fd}
+        listeners = {"frontend": self._listeners, "consensus": [self._peer_listeners]}.get(child.role)
+        if listeners:
+            fds["listen"] = [(url, listener.fileno()) for url, listener in listeners[child.index]]
+        boot = {
+            "role": child.role,
+            "index": child.index,
+            "frontends": len(self._listeners),
+            "supervisor_pid": os.getpid(),
+            "config": self._config.to_plain(),
+            "fds": fds,
+        }
+        running = children.start(child, boot, environ)
+        self._running[running.pidfd] = running
+        self._waiting_ready[running.ready_fd] = running
+        self._poll.register(running.pidfd, select.POLLIN)
+        self._poll.register(running.ready_fd, select.POLLIN)
 
     def run(self):
         """Watch the member until it has ended.
 
-        Returns the signal that stopped it. Raises StartError with the reason and the exit status when a
-        process failed.
+        Returns the signal that stopped it, None when it was removed from its cluster. Raises StartError with the
+        reason and the exit status when a process failed.
         """
-        while self._running and self._failure is None and self._stop_signal is None:
+        while self._goes_on():
             self._turn(None)
+            if self._wanted == EXIT_RESTART and self._goes_on():
+                self._restart()
+            elif self._wanted == EXIT_REMOVED:
+                break
         if self._failure is None:
             self._stop_in_order()
         if self._failure is not None:
             self._kill_all()
             raise self._failure
         return self._stop_signal
+
+    def _goes_on(self):
+        return self._running and self._failure is None and self._stop_signal is None
+
+    def _restart(self):
+        """Start every process anew. What clients and members send meanwhile waits at the listening sockets."""
+        now = time.monotonic()
+        if len(self._restarts) == RESTARTS_MAX and now - self._restarts[0] < RESTARTS_SECONDS:
+            self._failure = StartError(
+                f"restarted in place {RESTARTS_MAX} times within {RESTARTS_SECONDS:.0f} s: giving up", EXIT_INTERNAL
+            )
+            return
+        self._restarts.append(now)
+        self._wanted = None
+        # What the others hold is of the state before, and nothing acknowledged is in them alone.
+        self._kill_all()
+        self._plumbing.close()
+        log.info("restarting the member's processes in place: a snapshot of the leader replaces its state")
+        self._start_children()
 
     def _turn(self, timeout_seconds):
         """Handle what happens next, or nothing within the time."""
@@ -128,8 +163,12 @@ class Member:
         exit_status, signal_number = children.reap(running)
         if running.ready_fd in self._waiting_ready:
             self._read_ready(running.ready_fd)
+        stopping = self._stop_signal is not None or self._wanted == EXIT_REMOVED
         # A process that is asked to stop before it has got so far as to listen ends by the signal itself.
-        if self._stop_signal is not None and (exit_status == 0 or signal_number == signal.SIGTERM):
+        if stopping and (exit_status == 0 or signal_number == signal.SIGTERM):
+            return
+        if running.process == "consensus" and exit_status in (EXIT_RESTART, EXIT_REMOVED):
+            self._wanted = exit_status
             return
         self._fail(
             children.describe_end(running.process, exit_status, signal_number),
@@ -148,6 +187,12 @@ class Member:
 
     def _stop_in_order(self):
         """Stop in the direction the data flows, so that each process sees the last of what comes to it."""
+        if self._wanted == EXIT_REMOVED:
+            log.warn("server error", error="the member has been permanently removed from the cluster")
+            log.warn("data-dir used by this member must be removed")
+        # From here on nobody new is kept waiting.
+        for _, listener in (*self._peer_listeners, *(pair for pairs in self._listeners for pair in pairs)):
+            listener.close()
         log.info("closing etcd server", name=self._config.name, data_dir=self._config.data_dir)
         for role, seconds in STOP_SECONDS.items():
             stopping = [r for r in self._running.values() if r.process.startswith(role)]
@@ -176,6 +221,9 @@ class Member:
         self._signal(running, signal.SIGKILL)
         self._poll.unregister(running.pidfd)
         del self._running[running.pidfd]
+        if self._waiting_ready.pop(running.ready_fd, None):
+            self._poll.unregister(running.ready_fd)
+            os.close(running.ready_fd)
         children.reap(running)
 
     def _kill_all(self):

@@ -88,3 +88,7 @@ class Plumbing:
         shared = (*self.ring_fds.values(), *self.status_fds.values(), *self.doorbells.values(), self.life_read)
         for fd in shared:
             os.close(fd)
+
+    def close(self):
+        """Close the rest, after `close_shared`, once no child is left."""
+        os.close(self.life_write)

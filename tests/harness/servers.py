@@ -63,6 +63,7 @@ class Server:
         self.flags = list(flags)
         self.environment = dict(environment or {})
         self.port = port or free_port()
+        self._peer_port: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self._tree: dict[int, psutil.Process] = {}
         self._log_start_bytes = 0
@@ -79,6 +80,13 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://{self.endpoint}"
+
+    @property
+    def peer_port(self) -> int:
+        """Where it listens for other members."""
+        if self._peer_port is None:
+            self._peer_port = free_port()
+        return self._peer_port
 
     @property
     def data_dir(self) -> Path:
@@ -282,9 +290,6 @@ class EtcdServer(Server):
     kind = "etcd"
 
     def command(self) -> list[str]:
-        peer_port = getattr(self, "_peer_port", None)
-        if peer_port is None:
-            peer_port = self._peer_port = free_port()
         return [
             str(BIN_DIR / "etcd"),
             "--name", self.name,
@@ -292,7 +297,7 @@ class EtcdServer(Server):
             "--listen-client-urls", self.url,
             "--advertise-client-urls", self.url,
             # Listens elsewhere, but advertises the default peer URL: ids as in a default etcd.
-            "--listen-peer-urls", f"http://127.0.0.1:{peer_port}",
+            "--listen-peer-urls", f"http://127.0.0.1:{self.peer_port}",
             "--log-level", "warn",
             *self.flags,
         ]  # fmt: skip
@@ -310,6 +315,7 @@ class EtcdfastServer(Server):
             "--data-dir", str(self.data_dir),
             "--listen-client-urls", self.url,
             "--advertise-client-urls", self.url,
+            "--listen-peer-urls", f"http://127.0.0.1:{self.peer_port}",
             *self.flags,
         ]  # fmt: skip
 

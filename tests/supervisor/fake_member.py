@@ -3,7 +3,8 @@
 The supervisor is the real one. FAKE_<PROCESS> in the environment (FAKE_APPLY, FAKE_FRONTEND0 ...) tells a
 stand-in how to behave: `die:N` exit with status N once up, `fail` refuse to start, `mute` never get
 ready, `fail-stop:N` exit with status N when told to stop, `stubborn` never stop (the supervisor then waits
-only a little). Each stand-in appends lines to the file FAKE_REPORT.
+only a little), `on-usr1:N` exit with status N at SIGUSR1, `first:N` exit with status N at the first start only.
+Each stand-in appends lines to the file FAKE_REPORT.
 """
 
 import os
@@ -36,7 +37,12 @@ def child():
             os.write(stop_write, b"x")
 
     signal.signal(signal.SIGTERM, on_term)
+    starts = open(os.environ["FAKE_REPORT"]).read().count(f"up {boot.process} ")
     report(f"up {boot.process} {os.getpid()} {len(boot.listen)}")
+    if behaviour.startswith("on-usr1:"):
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(int(behaviour[8:])))
+    if behaviour.startswith("first:") and not starts:
+        sys.exit(int(behaviour[6:]))
     if behaviour == "fail":
         boot.tell_failed("no luck today")
         sys.exit(boot_module.EXIT_INTERNAL)
@@ -68,7 +74,7 @@ def supervisor():
 
     for role in member.STOP_SECONDS:
         if os.environ.get(f"FAKE_{role.upper()}") == "stubborn":
-            member.STOP_SECONDS[role] = 0.2
+            member.STOP_SECONDS[role] = float(os.environ.get("FAKE_STUBBORN_SECONDS", "0.2"))
     children.command_of = lambda role, boot_fd: [sys.executable, __file__, "child", "--boot-fd", str(boot_fd)]
     return main.main()
 

@@ -49,6 +49,7 @@ class FakeMember:
                     FAKE,
                     "--data-dir",
                     tmp_path / data_dir,
+                    "--listen-peer-urls=http://127.0.0.1:0",
                     "--listen-client-urls=http://127.0.0.1:0",
                     "--advertise-client-urls=http://127.0.0.1:2379",
                     *flags,
@@ -118,7 +119,7 @@ def test_every_process_gets_its_rings_status_pages_and_listeners(start):
     member = start("--frontends=3")
     member.wait_ready()  # the stand-ins map and check what they are given
     up = {words[1]: int(words[3]) for words in member.report() if words[0] == "up"}
-    assert up == {"apply": 0, "consensus": 0, "frontend0": 1, "frontend1": 1, "frontend2": 1}
+    assert up == {"apply": 0, "consensus": 1, "frontend0": 1, "frontend1": 1, "frontend2": 1}
 
 
 @pytest.mark.parametrize("process, number", [("apply", 74), ("consensus", 65), ("frontend0", 70)])
@@ -250,6 +251,97 @@ def test_an_address_in_use_is_refused(start, frontends):
         member = start(f"--frontends={frontends}", f"--listen-client-urls={url}")
         assert member.process.wait(DEADLINE_SECONDS) == 1
         assert member.lines()[-1]["error"] == f"listen on {url}: address already in use"
+
+
+def test_an_address_in_use_for_members_is_refused(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        member = start(f"--listen-peer-urls={url}")
+        assert member.process.wait(DEADLINE_SECONDS) == 1
+        assert member.lines()[-1]["error"] == f"listen on {url}: address already in use"
+
+
+def test_consensus_listens_on_every_peer_url(start, tmp_path):
+    path = tmp_path / "peers"
+    member = start(f"--listen-peer-urls=http://127.0.0.1:0,unix://{path}")
+    member.wait_ready()
+    assert {words[1]: int(words[3]) for words in member.report()} == {"apply": 0, "consensus": 2, "frontend0": 1}
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(path))
+
+
+def test_a_restart_in_place_keeps_the_listening_sockets(start, tmp_path):
+    path = tmp_path / "clients"
+    member = start(f"--listen-client-urls=unix://{path}", consensus="on-usr1:75")
+    member.wait_ready()
+    before = member.pids()
+    inode = path.stat().st_ino
+    os.kill(before["consensus"], signal.SIGUSR1)
+    wait_for(lambda: len(member.report()) == 6, "every process again")
+    wait_for(lambda: member.messages().count("ready to serve client requests") == 2, "ready again")
+    after = member.pids()
+    assert not set(before.values()) & set(after.values())
+    assert not any(is_alive(pid) for pid in before.values())
+    assert path.stat().st_ino == inode
+    assert sum("restarting the member's processes in place" in text for text in member.messages()) == 1
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    fds = Path(f"/proc/{member.process.pid}/fd")
+    held = len(list(fds.iterdir()))
+    assert held > 6
+    os.kill(after["consensus"], signal.SIGUSR1)
+    wait_for(lambda: member.messages().count("ready to serve client requests") == 3, "ready a third time")
+    assert len(list(fds.iterdir())) == held, "descriptors leak from start to start"
+    member.process.terminate()
+    assert member.wait_end() == -signal.SIGTERM
+    assert member.messages()[-1] == "closed etcd server"
+
+
+def test_a_restart_asked_for_before_anybody_was_ready(start):
+    member = start(consensus="first:75", apply="mute")
+    wait_for(lambda: sum(words[1] == "consensus" for words in member.report()) == 2, "consensus again")
+    member.process.terminate()
+    assert member.wait_end() == -signal.SIGTERM
+
+
+def test_restarts_in_place_that_never_end_are_given_up(start):
+    member = start(consensus="die:75")
+    assert member.wait_end() == 70
+    assert member.lines()[-1]["error"] == "restarted in place 10 times within 60 s: giving up"
+
+
+def test_a_stop_while_restarting_is_a_stop(start):
+    member = start(consensus="fail-stop:75")
+    member.wait_ready()
+    member.process.terminate()
+    assert member.wait_end() == -signal.SIGTERM
+    assert member.messages()[-1] == "closed etcd server"
+
+
+def test_a_removed_member_stops_as_etcd_does(start):
+    member = start(consensus="on-usr1:76")
+    member.wait_ready()
+    os.kill(member.pids()["consensus"], signal.SIGUSR1)
+    assert member.wait_end() == 0
+    told = [line for line in member.lines() if line["level"] == "warn"]
+    assert told[-2]["msg"] == "server error"
+    assert told[-2]["error"] == "the member has been permanently removed from the cluster"
+    assert told[-1]["msg"] == "data-dir used by this member must be removed"
+    assert [words for words in member.report() if words[0] in ("term", "end")] == [
+        ["term", "frontend0"], ["end", "frontend0"], ["term", "apply"], ["end", "apply"],
+    ]  # fmt: skip
+
+
+def test_nobody_is_kept_waiting_by_a_member_that_stops(start, tmp_path):
+    path = tmp_path / "clients"
+    member = start(f"--listen-client-urls=unix://{path}", apply="stubborn", environ={"FAKE_STUBBORN_SECONDS": "30"})
+    member.wait_ready()
+    member.process.terminate()
+    wait_for(lambda: ["term", "apply"] in member.report(), "only apply is left")
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+        client.connect(str(path))
 
 
 def test_unix_sockets_are_listened_on_and_a_left_over_one_is_replaced(start, tmp_path):
