@@ -73,8 +73,15 @@ def _methods() -> dict[str, Method]:
             "Status": (pb.StatusRequest, pb.StatusResponse),
             "Defragment": (pb.DefragmentRequest, pb.DefragmentResponse),
             "Alarm": (pb.AlarmRequest, pb.AlarmResponse),
+            "MoveLeader": (pb.MoveLeaderRequest, pb.MoveLeaderResponse),
         },
-        "etcdserverpb.Cluster": {"MemberList": (pb.MemberListRequest, pb.MemberListResponse)},
+        "etcdserverpb.Cluster": {
+            "MemberAdd": (pb.MemberAddRequest, pb.MemberAddResponse),
+            "MemberRemove": (pb.MemberRemoveRequest, pb.MemberRemoveResponse),
+            "MemberUpdate": (pb.MemberUpdateRequest, pb.MemberUpdateResponse),
+            "MemberList": (pb.MemberListRequest, pb.MemberListResponse),
+            "MemberPromote": (pb.MemberPromoteRequest, pb.MemberPromoteResponse),
+        },
         "v3lockpb.Lock": {
             "Lock": (pb.LockRequest, pb.LockResponse),
             "Unlock": (pb.UnlockRequest, pb.UnlockResponse),

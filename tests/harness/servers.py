@@ -46,6 +46,7 @@ class Server:
     """
 
     kind = "abstract"
+    host = "127.0.0.1"
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Server:
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
