@@ -116,7 +116,7 @@ class Process:
             RaftConfig(opened.member_id, config.election_timeout // config.heartbeat_interval, random.randrange),
             opened.log,
             hard_state,
-            ConfState((opened.member_id,)),
+            self.membership.conf_state(),
             opened.applied_conf_index,
         )
         self.loop = Loop(
