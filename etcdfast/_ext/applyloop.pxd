@@ -36,6 +36,7 @@ cdef class ApplyLoop:
     cdef object services        # locks and elections
     cdef bint services_due      # they have something to go on with
     cdef object cold            # ColdPath, after start
+    cdef object exports         # snapshot files
     cdef object meta_batch      # put and delete for cold entries
     cdef object compactor
     cdef object housekeeper     # callable(now_ns), at least every housekeeping_ns

@@ -28,7 +28,7 @@ from etcdfast._ext.rangeread cimport RANGE_END, RangeRun, range_open, range_refu
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.ring cimport (
     IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_END, IPC_ENTRY, IPC_HALF, IPC_HARD, IPC_MESSAGE, IPC_PART, IPC_NOBODY,
-    IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_SELF, Ring, ST_ALARMS, ST_APPLIED_INDEX,
+    IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_SELF, IPC_SNAPSHOT, IPC_SNAPSHOT_DONE, Ring, ST_ALARMS, ST_APPLIED_INDEX,
     ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
     ST_TERM, StatusPage, ipc_record, record_payload, record_payload_len, ring_advance, ring_awake,
     ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get, status_put,
@@ -36,7 +36,7 @@ from etcdfast._ext.ring cimport (
 from etcdfast._ext.watchhub cimport WatchHub
 from etcdfast._ext.rpcids cimport (
     RPC_COMPACT, RPC_DELETE_RANGE, RPC_ELECTION_RESIGN, RPC_LEASE_GRANT, RPC_LEASE_KEEP_ALIVE, RPC_LEASE_LEASES, RPC_LEASE_REVOKE,
-    RPC_LEASE_TIME_TO_LIVE, RPC_LOCK, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN, RPC_WATCH,
+    RPC_LEASE_TIME_TO_LIVE, RPC_LOCK, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_SNAPSHOT, RPC_TXN, RPC_WATCH,
 )
 
 from collections import deque
@@ -134,9 +134,10 @@ cdef class ApplyLoop:
         self.applied_index = self.stored_index = index
         self.applied_term = term
 
-    def attach_cold(self, cold, services):
+    def attach_cold(self, cold, services, exports):
         self.cold = cold
         self.services = services
+        self.exports = exports
         self.services_due = True
 
     # ---- the loop ----
@@ -210,6 +211,8 @@ cdef class ApplyLoop:
             self.leases.step(now)
         if self.revoking:
             return 1   # the changes under way are no state to store
+        if self.exports.active:
+            self.exports.step()
         if self.compactor.active:
             worked |= self.compactor.step(now)
             self.answer_compacted()
@@ -289,6 +292,10 @@ cdef class ApplyLoop:
                     status_put(self.own_page, ST_APPLY_READY, 1)
                     for i in range(self.frontends):
                         ring_knock(self.out.af[i].peer_doorbell)
+            elif r.kind == IPC_SNAPSHOT:
+                self.exports.ask(r.index, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)))
+                ring_advance(self.ca, r)
+                break   # of the state that this turn ends with
             else:
                 raise LoopError(f"record of kind {r.kind} from consensus")
             ring_advance(self.ca, r)
@@ -609,7 +616,7 @@ cdef class ApplyLoop:
                 return 0   # a client that asks no more still gets its events
         elif r.method == RPC_LEASE_KEEP_ALIVE:
             return self.leases.take(r)
-        elif RPC_LOCK <= r.method <= RPC_ELECTION_RESIGN:
+        elif RPC_LOCK <= r.method <= RPC_ELECTION_RESIGN or r.method == RPC_SNAPSHOT:
             return self.take_service(r)
         elif r.kind == IPC_CALL:
             return self.run_read(r)
@@ -685,6 +692,11 @@ cdef class ApplyLoop:
         `token`: services.answered gets it with the answer; 0 when nobody waits."""
         return bool(self.out.propose(
             method, flags, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload), token))
+
+    def tell_snapshot(self, uint64_t token, bytes payload):
+        """Answer consensus' wish for a snapshot file; False while there is no room."""
+        return bool(self.out.tell(
+            IPC_SNAPSHOT_DONE, token, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload)))
 
     # ---- answers ----
 

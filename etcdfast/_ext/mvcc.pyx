@@ -415,6 +415,16 @@ cdef bytes meta_key(int64_t revision, bytes key):
     return PyBytes_FromStringAndSize(<char *>prefix, APPLIED_KEY_BYTES) + key
 
 
+def stored_applied(int64_t revision, uint64_t index, uint64_t term):
+    """Key and value of an applied record."""
+    return applied_key(revision), applied_value(index, term)
+
+
+def stored_meta_key(int64_t revision, bytes key):
+    """Where the value of another bucket's prefixed key is, when it was stored at `revision`."""
+    return meta_key(revision, key)
+
+
 def parse_applied(bytes key, bytes value):
     """(revision, index, term) of an applied record, or None when it is none."""
     cdef const uint8_t *k = <const uint8_t *>PyBytes_AS_STRING(key)

@@ -34,6 +34,8 @@ cdef class Outbox:
     cdef void publish(self) noexcept nogil
     # A request of apply's own; `token` gets its answer in `own`, 0 when nobody waits. False: no room now.
     cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token) noexcept nogil
+    # A record for consensus that is no request. False: no room now.
+    cdef bint tell(self, int kind, uint64_t index, const void *data, uint64_t size) noexcept nogil
     cdef int wait_room(self, ring_view *ring, uint32_t length) except -1
     # Sleep until something rings the doorbell or a signal came; how many descriptors spoke.
     cdef int wait_events(self, int timeout_ms) except -1

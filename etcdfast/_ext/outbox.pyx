@@ -138,6 +138,23 @@ cdef class Outbox:
         ring_publish(self.ac)
         return True
 
+    cdef bint tell(self, int kind, uint64_t index, const void *data, uint64_t size) noexcept nogil:
+        cdef ipc_record *r
+        if self.ac == NULL or self.stopping:
+            return False
+        r = ring_claim(self.ac, <uint32_t>(sizeof(ipc_record) + size))
+        if r == NULL:
+            return False
+        memset(<char *>r + 4, 0, sizeof(ipc_record) - 4)
+        r.kind = <unsigned char>kind
+        r.frontend = IPC_NOBODY
+        r.index = index
+        if size:
+            memcpy(record_payload(r), data, size)
+        ring_commit(self.ac, r)
+        ring_publish(self.ac)
+        return True
+
     cdef int wait_room(self, ring_view *ring, uint32_t length) except -1:
         """Wait for room: a frontend always drains this ring. 0 when there will be none: this process is told to
         stop only when the frontends have ended, and what their clients asked for is not lost with the answer."""

@@ -11,6 +11,13 @@ cdef extern from "<sys/prctl.h>" nogil:
         PR_SET_PDEATHSIG
         PR_SET_NAME
 
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum:
+        SYS_ioprio_set
+
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
 
@@ -35,6 +42,13 @@ def set_name(str name):
     cdef bytes encoded = name.encode()[:15]
     cdef const char *text = encoded
     prctl(PR_SET_NAME, <unsigned long>text, 0, 0, 0)
+
+
+def stand_back():
+    """Run only when nobody else wants processor or disk: for helpers that nobody waits for by the millisecond."""
+    os.nice(19)
+    # IOPRIO_WHO_PROCESS, this thread, class IDLE. A scheduler without classes ignores it.
+    syscall(SYS_ioprio_set, 1, 0, 3 << 13)
 
 
 def trim_heap():

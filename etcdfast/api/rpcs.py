@@ -77,7 +77,7 @@ RPCS = tuple(
         (20, _MAINTENANCE, "Defragment", UNARY, "DefragmentRequest", "DefragmentResponse", APPLY, "3.0"),
         (21, _MAINTENANCE, "Hash", UNARY, "HashRequest", "HashResponse", APPLY, "3.0"),
         (22, _MAINTENANCE, "HashKV", UNARY, "HashKVRequest", "HashKVResponse", APPLY, "3.3"),
-        (23, _MAINTENANCE, "Snapshot", SERVER_STREAM, "SnapshotRequest", "SnapshotResponse", NONE, "3.0"),
+        (23, _MAINTENANCE, "Snapshot", SERVER_STREAM, "SnapshotRequest", "SnapshotResponse", APPLY, "3.0"),
         (24, _MAINTENANCE, "MoveLeader", UNARY, "MoveLeaderRequest", "MoveLeaderResponse", PROPOSE, "3.3"),
         (25, _MAINTENANCE, "Downgrade", UNARY, "DowngradeRequest", "DowngradeResponse", NONE, "3.5"),
         (26, _AUTH, "AuthEnable", UNARY, "AuthEnableRequest", "AuthEnableResponse", NONE, "3.0"),

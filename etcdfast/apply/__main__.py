@@ -7,6 +7,7 @@ from etcdfast import log
 from etcdfast._ext.applyloop import EntryCorrupt, SupervisorGone
 from etcdfast._ext.mvcc import StoreCorrupt
 from etcdfast.apply.cold import UnknownEntry
+from etcdfast.apply.importing import ImportStopped
 from etcdfast.apply.membership import MembershipError
 from etcdfast.apply.process import Process, catch_sigterm
 from etcdfast.apply.store import StoreError
@@ -30,6 +31,7 @@ def main(arguments):
     try:
         process = Process(
             os.path.join(boot.config.member_dir, STORE_FOLDER),
+            os.path.join(boot.config.member_dir, "snap"),
             boot.rings,
             boot.doorbells,
             boot.status,
@@ -47,6 +49,8 @@ def main(arguments):
         ready = True
         process.run()
         process.close()
+        return 0
+    except ImportStopped:
         return 0
     except SupervisorGone:
         return booting.EXIT_INTERNAL

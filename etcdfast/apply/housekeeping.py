@@ -51,7 +51,7 @@ class Housekeeper:
         if self._error is not None:
             raise self._error
         self.sample()
-        if self._store.flushing is not None:
+        if self._store.flushing is not None or self._store.sealed:
             return
         entries = self._loop.applied_index - self._flushed_index
         if entries == 0 and not self._asked:

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import select
 import signal
 import time
 
@@ -13,14 +14,16 @@ from etcdfast._ext.kvops import KvOps
 from etcdfast._ext.leaseclock import LeaseClock
 from etcdfast._ext.leaseops import LeaseOps
 from etcdfast._ext.mvcc import Mvcc
-from etcdfast._ext.outbox import Outbox
+from etcdfast._ext.outbox import Outbox, SupervisorGone
 from etcdfast._ext.watchhub import WatchHub
-from etcdfast.apply import elections, locks
+from etcdfast.apply import elections, importing, locks
 from etcdfast.apply.autocompact import AutoCompaction
 from etcdfast.apply.cold import ColdPath
 from etcdfast.apply.compaction import Compactor
 from etcdfast.apply.engine import Engine, ServiceGate
+from etcdfast.apply.exports import Exports, remove_leftovers
 from etcdfast.apply.housekeeping import INTERVAL_NS, Housekeeper
+from etcdfast.apply.importing import ImportStopped
 from etcdfast.apply.services import Services
 from etcdfast.apply.space import Space
 from etcdfast.apply.store import FLUSH_BYTES, MetaBatch, Store
@@ -31,14 +34,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 class Process:
-    """`store_path`: the RocksDB folder; `fds`: rings and status pages by name, as booting gives them.
+    """`store_path`: the RocksDB folder; `snap_dir`: member/snap; `rings`, `doorbells`, `status`: by name, as booting
+    gives them; `life_fd` reads end of file when the supervisor is gone, `wake_fd` is readable after SIGTERM.
 
     open() publishes the applied index; load() rebuilds the index and connects the rings; run() serves.
     Errors: StoreError, StoreCorrupt, and those of ApplyLoop.run.
     """
 
-    def __init__(self, store_path, rings, doorbells, status, doorbell, frontends, life_fd, wake_fd, config):
+    def __init__(self, store_path, snap_dir, rings, doorbells, status, doorbell, frontends, life_fd, wake_fd, config):
         self._store_path = store_path
+        self._snap_dir = snap_dir
         self._rings = rings
         self._doorbells = doorbells
         self._doorbell = doorbell
@@ -52,6 +57,12 @@ class Process:
 
     def open(self):
         tune_malloc()
+        os.makedirs(self._snap_dir, 0o700, exist_ok=True)
+        remove_leftovers(self._snap_dir)
+        if not self._await_consensus():
+            raise ImportStopped
+        snapshot_index = self.consensus_page[ring.CONSENSUS_WORDS["snapshot_index"]]
+        self._imported = importing.prepare(self._store_path, self._snap_dir, snapshot_index, self._told_to_stop)
         self.store = Store(self._store_path)
         self._revision, index, term = self.store.applied()
         self._applied = index, term
@@ -62,6 +73,25 @@ class Process:
         page[_WORDS["quota_bytes"]] = self._config.quota_bytes
         page[_WORDS["opened"]] = 1
         os.eventfd_write(self._doorbells["consensus"], 1)
+
+    def _await_consensus(self):
+        """Wait until it has read the log: then it is known what the store must hold. False: told to stop."""
+        poll = select.poll()
+        for fd in (self._doorbell, self._life_fd, self._wake_fd):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        while not self.consensus_page[ring.CONSENSUS_WORDS["opened"]]:
+            spoke = {fd for fd, _ in poll.poll(1000)}
+            if self._life_fd in spoke:
+                raise SupervisorGone
+            if self._doorbell in spoke:
+                os.eventfd_read(self._doorbell)
+            if self._wake_fd in spoke:
+                return False
+        return True
+
+    def _told_to_stop(self):
+        return self._wake_fd >= 0 and bool(select.select([self._wake_fd], [], [], 0)[0])
 
     def load(self):
         started = time.monotonic()
@@ -114,16 +144,18 @@ class Process:
             self.consensus_page,
         )
         self.engine = Engine(loop, store, housekeeper, self.page, self.consensus_page)
+        exports = self.exports = Exports(store, self._snap_dir, lambda: os.eventfd_write(self._doorbell, 1))
+        exports.attach(loop)
         services = Services(
             Space(self.engine, mvcc),
             ServiceGate(loop),
-            locks.HANDLERS | elections.HANDLERS,
+            locks.HANDLERS | elections.HANDLERS | exports.handlers,
             config.max_request_bytes,
             round(config.request_timeout_seconds * 1e9),
         )
         services.tick(time.monotonic_ns())
         self.auto_compaction = AutoCompaction(services, config.auto_compaction_mode, config.auto_compaction_amount)
-        loop.attach_cold(ColdPath(self.engine, config.quota_bytes), services)
+        loop.attach_cold(ColdPath(self.engine, config.quota_bytes), services, exports)
         log.info(
             "loaded the key-value store",
             revisions=records,
@@ -132,6 +164,8 @@ class Process:
             applied_index=self._applied[0],
             took_seconds=round(time.monotonic() - started, 3),
         )
+        if not self._imported:
+            importing.forget(self._snap_dir)
 
     def run(self):
         gc.collect()
@@ -140,6 +174,7 @@ class Process:
 
     def close(self):
         """Everything applied is in RocksDB's files when this returns."""
+        self.exports.close()
         self.loop.store_applied()
         index = self.loop.stored_index
         self.store.close()

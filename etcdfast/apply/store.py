@@ -15,9 +15,20 @@ Source: reference/formats.md section 6, reference/anchors.md section 4 (what roc
 import bisect
 import os
 import threading
+import time
 
 import rocksdict
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
 
 from etcdfast import log
 from etcdfast._ext.mvcc import StoreCorrupt, parse_applied
@@ -41,12 +52,15 @@ class Store:
     Errors: StoreError; StoreCorrupt when what is on disk is not what this program writes.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, read_only=False):
         self.path = path
-        self._options = _options()
+        self._options = options()
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            self.db = Rdict(path, self._options)
+            if read_only:
+                self.db = Rdict(path, self._options, access_type=AccessType.read_only(False))
+            else:
+                os.makedirs(path, mode=0o700, exist_ok=True)
+                self.db = Rdict(path, self._options)
         except Exception as err:
             raise StoreError(f"cannot open the store {path}: {_one_line(err)}") from err
         self._write_options = WriteOptions()
@@ -57,6 +71,7 @@ class Store:
         self._meta_keys = None
         self.leases = None  # LeaseTable: bucket lease, which is not in meta
         self.flushing = None
+        self.sealed = set()  # by `seal` and not yet on disk: no flush may begin that takes more with it
         self.compacting = False
 
     # ---- hot path ----
@@ -171,6 +186,29 @@ class Store:
         self.flushing.start()
         return True
 
+    def seal(self):
+        """Send what is in memory to disk as it is now, without waiting (0.2 ms): what is written from here on goes
+        apart. Until `await_sealed`, in a thread, has ended no other flush may begin. Returns what that takes.
+        """
+        try:
+            self.db.flush(False)
+        except Exception as err:
+            raise StoreError(f"cannot flush the store: {_one_line(err)}") from err
+        sealed = object()
+        self.sealed.add(sealed)
+        return sealed
+
+    def await_sealed(self, sealed, given_up):
+        """Wait in a thread until what was sealed is on disk. Errors: StoreError, also when given_up() says so."""
+        try:
+            number = self.db.property_int_value
+            while number("rocksdb.num-immutable-mem-table"):
+                if number("rocksdb.background-errors") or given_up():
+                    raise StoreError("the store could not be flushed")
+                time.sleep(0.002)
+        finally:
+            self.sealed.discard(sealed)
+
     def start_compaction(self):
         """Let RocksDB give back the space of deleted records, in a thread. One at a time is enough."""
         if self.compacting:
@@ -225,7 +263,8 @@ class MetaBatch:
             store.forget_order()
 
 
-def _options():
+def options():
+    """How this program's stores are read and written; a new object each time."""
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)

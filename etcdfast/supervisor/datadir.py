@@ -58,7 +58,7 @@ def open_data_dir(config):
     """Make the member's directories and take its lock; returns the lock's descriptor.
 
     The lock lasts as long as the descriptor is open, in this process or in a child that inherits it.
-    Raises StartError: another member has it, it cannot be written, or it is a directory of etcd itself.
+    Raises StartError: another member has it, or it cannot be written.
     """
     _make(config.data_dir)
     if os.stat(config.data_dir).st_mode & 0o077:
@@ -67,8 +67,6 @@ def open_data_dir(config):
             error=f'directory "{config.data_dir}" exists, but others may read it; the recommended mode is 0700',
         )
     _make(config.member_dir)
-    if os.path.exists(os.path.join(config.member_dir, "snap", "db")):
-        raise StartError(f"{config.data_dir} is a data directory of etcd, which etcdfast cannot take over yet")
     path = os.path.join(config.member_dir, LOCK_NAME)
     try:
         lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -77,7 +77,8 @@ class Rig:
         status = {"consensus": memfd("consensus", 4096), "apply": memfd("apply", 4096)}
         self.consensus_page = ring.StatusPage(status["consensus"])
         self.page = ring.StatusPage(status["apply"])
-        for name, value in (("member_id", MEMBER), ("cluster_id", CLUSTER), ("term", TERM), ("leader", MEMBER)):
+        words = {"member_id": MEMBER, "cluster_id": CLUSTER, "term": TERM, "leader": MEMBER, "opened": 1}
+        for name, value in words.items():
             self.consensus_page[ring.CONSENSUS_WORDS[name]] = value
         life_read, self.life = os.pipe()
         self.fds += [life_read, self.life]
@@ -85,7 +86,9 @@ class Rig:
         self.f0a = ring.Ring(fds["f0a"], self.bells["apply"])
         self.af0 = ring.Ring(fds["af0"], self.bells["apply"])
         self.ac = ring.Ring(fds["ac"], self.bells["apply"])
-        self.process = Process(self.path, fds, self.bells, status, self.bells["apply"], 1, life_read, -1, config)
+        self.process = Process(
+            self.path, self.path + ".snap", fds, self.bells, status, self.bells["apply"], 1, life_read, -1, config
+        )
         self.process.open()
         self.process.load()
         self.loop = self.process.loop
