@@ -28,12 +28,13 @@ from etcdfast._ext.loadsys cimport (
     timespec,
 )
 from etcdfast._ext.loadtypes cimport (
-    ADDRESS_BYTES_MAX, BLOCK_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONNECTING_MAX, CONN_CONNECTING,
+    ACKNOWLEDGED_MAX, ADDRESS_BYTES_MAX, BLOCK_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONNECTING_MAX, CONN_CONNECTING,
     CONN_DRAINING, CONN_HANDSHAKE, CONN_IDLE, CONN_OPEN, Client, Conn, END_COMPRESSION, END_DRAINED, END_EOF,
     END_ERRNO, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_OVERLOAD, ERRORS_MAX, EVENTS_MAX, Endpoint,
     ErrorRow, GRPC_UNAVAILABLE, HEADERS_MAX, Histogram, INPUT_BYTES, KEPT_BYTES_MAX, KINDS, KIND_CREATE, Load,
     METHODS_MAX, Method, PATH_BYTES_MAX, PUTS_KEPT_MAX, READ_NOTHING, READ_RENEWAL, READ_STM, STM_KEYS_MAX,
-    STM_SNAPSHOT, READ_WATCH, SECONDS_MAX, Second, StreamSlot, TIMER_EVENT, Template, Watcher, mix64,
+    STM_SNAPSHOT, READ_WATCH, SECONDS_MAX, Second, StreamSlot, TIMELINE_BIN_NS, TIMELINE_BINS, TIMER_EVENT,
+    Template, Watcher, mix64,
 )
 
 
@@ -53,7 +54,7 @@ cdef class Generator:
                   uint32_t load_kinds=1, uint32_t load_conns=0, bint renewing=False, bint held=False,
                   list streams=[], uint32_t watchers_each=0, uint32_t stream_conn=0,
                   object key_numbers=None, bint stamped=False, bint latency_by_number=False,
-                  int64_t lease_base=0, int64_t ttl_end_ns=0, tuple stm=()):
+                  int64_t lease_base=0, int64_t ttl_end_ns=0, tuple stm=(), bint acknowledged=False):
         cdef uint32_t i, at, slots
         cdef uint32_t stream_count = <uint32_t>len(streams)
         cdef uint32_t everyone = clients + stream_count
@@ -107,6 +108,11 @@ cdef class Generator:
         self.load.histograms = <Histogram*>calloc(KINDS, sizeof(Histogram))
         self.load.seconds = <Second*>calloc(KINDS * SECONDS_MAX, sizeof(Second))
         self.load.errors = <ErrorRow*>calloc(ERRORS_MAX, sizeof(ErrorRow))
+        self.load.timeline = <uint32_t*>calloc(TIMELINE_BINS, sizeof(uint32_t))
+        if acknowledged:
+            self.load.acknowledged = <uint8_t*>calloc(ACKNOWLEDGED_MAX // 8, 1)
+            if self.load.acknowledged == NULL:
+                raise MemoryError()
         self.load.input = <uint8_t*>malloc(INPUT_BYTES + KEPT_BYTES_MAX)
         self.load.value_pool = <uint8_t*>malloc(pool_bytes + 8)
         self.load.limited = <int32_t*>malloc((clients + 1) * sizeof(int32_t))
@@ -125,7 +131,7 @@ cdef class Generator:
                 or self.load.histograms == NULL or self.load.seconds == NULL or self.load.errors == NULL
                 or self.load.input == NULL or self.load.value_pool == NULL or self.load.limited == NULL
                 or self.load.dirty == NULL or self.load.slot_store == NULL or self.load.stream_numbers == NULL
-                or self.load.watchers == NULL):
+                or self.load.watchers == NULL or self.load.timeline == NULL):
             raise MemoryError()
         words = <uint64_t*>self.load.value_pool
         for i in range(pool_bytes // 8 + 1):
@@ -226,6 +232,8 @@ cdef class Generator:
         free(self.load.key_numbers)
         free(self.load.put_sent_ns)
         free(self.load.put_done_ns)
+        free(self.load.timeline)
+        free(self.load.acknowledged)
         if self.load.epoll_fd >= 0:
             close(self.load.epoll_fd)
         if self.load.timer_fd >= 0:
@@ -449,6 +457,20 @@ cdef class Generator:
         return [(self.load.errors[i].count, self.load.errors[i].code,
                  (<const char*><char*>self.load.errors[i].text)[:self.load.errors[i].text_bytes])
                 for i in range(self.load.error_count)]
+
+    def timeline(self):
+        """Answers of the load clients, counted by spans of TIMELINE_BIN_NS from start_ns on: uint32s as bytes."""
+        cdef int64_t bins = 0
+        if self.load.start_ns:
+            bins = min((self.load.end_ns - self.load.start_ns) // TIMELINE_BIN_NS + 1, <int64_t>TIMELINE_BINS)
+        return (<const char*><char*>self.load.timeline)[:bins * sizeof(uint32_t)]
+
+    def acknowledged(self):
+        """Bit n % 8 of byte n // 8: request n was answered well here; empty when this was not to be kept."""
+        cdef int64_t size = min((self.load.next_index[0] + 7) // 8, <int64_t>ACKNOWLEDGED_MAX // 8)
+        if self.load.acknowledged == NULL:
+            return b""
+        return (<const char*><char*>self.load.acknowledged)[:size]
 
     # ---- the loop ------------------------------------------------------------------------------
 

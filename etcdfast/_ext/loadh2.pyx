@@ -19,7 +19,7 @@ from etcdfast._ext.loadstream cimport (
     LEAVE_FINISHED, LEAVE_RESET, LEAVE_SILENT, leave_stream, output_room, slot_find, slot_put, window_update,
 )
 from etcdfast._ext.loadtypes cimport (
-    BLOCK_TOTAL_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONN_DRAINING, CONN_HANDSHAKE, CONN_OPEN, Client, Conn,
+    ACKNOWLEDGED_MAX, BLOCK_TOTAL_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONN_DRAINING, CONN_HANDSHAKE, CONN_OPEN, Client, Conn,
     END_COMPRESSION, END_DRAINED, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_PROTOCOL, ERROR_TEXT_BYTES,
     FAULT_COMPRESSED, FAULT_EXPIRED, FAULT_NONE, FLAG_ACK, FLAG_END_HEADERS, FLAG_END_STREAM, FLAG_PADDED,
     FLAG_PRIORITY, FRAME_BYTES_MAX, FRAME_CONTINUATION, FRAME_DATA, FRAME_GOAWAY, FRAME_HEADERS, FRAME_PING,
@@ -160,6 +160,8 @@ cdef void finish(Load* g, Conn* c, int32_t i, int32_t grpc_status, const uint8_t
         record_latency(g, client, now)
         if g.put_done_ns != NULL:
             g.put_done_ns[client.index] = now
+        if g.acknowledged != NULL and client.index < ACKNOWLEDGED_MAX:
+            g.acknowledged[client.index >> 3] |= <uint8_t>(1 << (client.index & 7))
         settle(g, i, now)
 
 

@@ -5,7 +5,8 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy
 
 from etcdfast._ext.loadtypes cimport (
-    ERROR_TEXT_BYTES, ERRORS_MAX, GRPC_UNKNOWN, SECONDS_MAX, Client, ErrorRow, Histogram, Load, Second, bucket_of,
+    ERROR_TEXT_BYTES, ERRORS_MAX, GRPC_UNKNOWN, SECONDS_MAX, TIMELINE_BIN_NS, TIMELINE_BINS, Client, ErrorRow,
+    Histogram, Load, Second, bucket_of,
 )
 
 
@@ -38,7 +39,12 @@ cdef inline void record_span(Load* g, uint32_t kind, int64_t start_ns, int64_t e
 
 
 cdef inline void record_latency(Load* g, Client* client, int64_t now) noexcept nogil:
+    cdef int64_t bin
     record_span(g, client.kind, client.start_ns, now)
+    if g.start_ns:
+        bin = (now - g.start_ns) // TIMELINE_BIN_NS
+        if bin < TIMELINE_BINS:
+            g.timeline[bin] += 1
 
 
 cdef inline void count_error(Load* g, int32_t code, const uint8_t* text, size_t text_bytes) noexcept nogil:

@@ -39,6 +39,9 @@ cdef enum:
     HEADERS_MAX = 40             # table references of one byte end at 126
     HEAD_BYTES_MAX = 32
     PUTS_KEPT_MAX = 10000000     # two times of 8 bytes each
+    TIMELINE_BIN_NS = 10000000   # answers are counted by such spans of time
+    TIMELINE_BINS = 360000       # an hour of them; later answers are in no bin
+    ACKNOWLEDGED_MAX = 134217728 # request numbers whose answers are remembered, a bit each
 
 
 cdef enum:
@@ -355,6 +358,8 @@ ctypedef struct Load:
     uint64_t* key_numbers        # owned; keys in turn are these; NULL: 0 .. key_space - 1
     int64_t* put_sent_ns         # owned; by request number, for latencies of events; NULL: not kept
     int64_t* put_done_ns         # owned; 0: not answered yet
+    uint32_t* timeline           # owned; answers of load clients by time since start_ns
+    uint8_t* acknowledged        # owned; bit n % 8 of byte n // 8: request n was answered well; NULL: not kept
     Histogram* histograms
     Second* seconds
     ErrorRow* errors

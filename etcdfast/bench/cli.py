@@ -174,6 +174,12 @@ def build_parser() -> Parser:
     put.add_argument(
         "--compact-index-delta", type=_count, default=1000, metavar="N", help="revisions a compaction keeps (1000)"
     )
+    put.add_argument(
+        "--acknowledged",
+        default="",
+        metavar="FILE",
+        help="write which requests were answered well: bit n %% 8 of byte n // 8 is request n",
+    )
     put.add_argument("--check-hashkv", action="store_true", help="print the hash of all keys at the end")
 
     range_ = command(
@@ -319,6 +325,7 @@ def _run(argv: list[str]) -> int:
         raise UsageError(f"a command is missing: put, range, watch or another (see {PROG} --help)")
     endpoints = parse_endpoints(args.endpoints)
     json_file = _open_json(args.report_json)
+    acknowledged = _open_bits(getattr(args, "acknowledged", ""))
     to_stdout = args.report_json == "-"
     say = sys.stderr if to_stdout else sys.stdout
     work = _workload(args, endpoints)
@@ -356,6 +363,9 @@ def _run(argv: list[str]) -> int:
         with json_file:
             json.dump(told, json_file, indent=1)
             json_file.write("\n")
+    if acknowledged is not None:
+        with acknowledged:
+            acknowledged.write(result.acknowledged)
     if getattr(args, "check_hashkv", False):
         from etcdfast.bench.side_calls import hashkv_summary
 
@@ -388,6 +398,15 @@ def _open_json(name: str):
         return open(name, "w", encoding="utf-8")
     except OSError as e:
         raise UsageError(f"--report-json {name}: {e.strerror}") from None
+
+
+def _open_bits(name: str):
+    if not name:
+        return None
+    try:
+        return open(name, "wb")
+    except OSError as e:
+        raise UsageError(f"--acknowledged {name}: {e.strerror}") from None
 
 
 def _style(args: argparse.Namespace) -> dict:

@@ -285,6 +285,7 @@ def load_of(args: argparse.Namespace, work: Workload) -> Load:
         processes=processes,
         dial_timeout_seconds=args.dial_timeout,
         seed=args.seed,
+        acknowledged=bool(getattr(args, "acknowledged", "")),
     )
 
 

@@ -10,7 +10,7 @@ import datetime
 
 import numpy as np
 
-from etcdfast.bench.runner import KindResult, Result
+from etcdfast.bench.runner import TIMELINE_BIN_NS, KindResult, Result
 
 PERCENTILES = (10, 25, 50, 75, 90, 95, 99, 99.9)
 BARS = 10
@@ -159,6 +159,11 @@ def json_report(command: str, flags: dict, labels: list[str], result: Result) ->
         "client_processes": result.processes,
         "response_bytes": result.response_bytes,
         "reconnects": result.reconnects,
+        "timeline": {
+            "bin_ns": TIMELINE_BIN_NS,
+            "first_ns": result.timeline.first_ns,
+            "counts": list(result.timeline.counts),
+        },
         "aborted": result.aborted,
         "interrupted": result.interrupted,
         "samples": {

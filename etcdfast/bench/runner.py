@@ -28,6 +28,7 @@ SLICE_NS = 50_000_000
 TOTAL_UNLIMITED = 1 << 62
 DRAIN_SECONDS = 2.0
 KINDS = 4
+TIMELINE_BIN_NS = 10_000_000  # of the generator
 
 # https://grpc.github.io/grpc/core/md_doc_statuscodes.html, spelled as in Go's error texts
 CODE_NAMES = (
@@ -54,6 +55,7 @@ class Load:
     seed: int = 1
     metadata: tuple[tuple[str, str], ...] = ()
     stream_ids_max: int = 0x7FFFFFF1
+    acknowledged: bool = False  # remember which requests were answered well
 
 
 @dataclass
@@ -87,6 +89,24 @@ class KindResult:
 
 
 @dataclass
+class Timeline:
+    """Answers counted by spans of `TIMELINE_BIN_NS`; the first one begins at `first_ns` (CLOCK_MONOTONIC)."""
+
+    first_ns: int
+    counts: array
+
+    def longest_gap(self, from_ns: int = 0) -> tuple[int, int]:
+        """(ns, when it began) of the longest time without an answer, by whole spans, from some time on."""
+        start = max(0, -(-(from_ns - self.first_ns) // TIMELINE_BIN_NS))
+        longest = began = run = 0
+        for at in range(start, len(self.counts)):
+            run = 0 if self.counts[at] else run + 1
+            if run > longest:
+                longest, began = run, at + 1 - run
+        return longest * TIMELINE_BIN_NS, self.first_ns + began * TIMELINE_BIN_NS
+
+
+@dataclass
 class Result:
     """One run. `errors` maps the text of an error, as etcd's tool prints it, to its count."""
 
@@ -101,6 +121,8 @@ class Result:
     aborted: str = ""
     interrupted: bool = False
     watch: watching.WatchResult | None = None
+    timeline: Timeline = field(default_factory=lambda: Timeline(0, array("I")))
+    acknowledged: bytes = b""  # bit n % 8 of byte n // 8: request n was answered well
 
     @property
     def count(self) -> int:
@@ -278,6 +300,7 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
         lease_base=lease_base,
         ttl_end_ns=workload.ttl_end_ns,
         stm=workload.stm,
+        acknowledged=load.acknowledged,
     )
     deadline = time.monotonic() + load.dial_timeout_seconds
     while generator.open_conns < conns:
@@ -334,6 +357,8 @@ def _counted(generator: Generator) -> dict:
         "aborted": generator.connect_error() if generator.aborted else "",
         "unanswered": generator.running,
         "watch": generator.watch_counts(),
+        "timeline": generator.timeline(),
+        "acknowledged": generator.acknowledged(),
     }
 
 
@@ -343,6 +368,7 @@ def _empty(workload: Workload) -> dict:
     return {
         "kinds": [nothing] * KINDS, "errors": [], "start_ns": now, "end_ns": now, "cpu": 0.0, "response_bytes": 0,
         "reconnects": 0, "aborted": "", "unanswered": 0, "interrupted": False, "watch": None,
+        "timeline": b"", "acknowledged": b"",
     }  # fmt: skip
 
 
@@ -387,4 +413,29 @@ def _merge(parts: list[dict], processes: int, watched: bool) -> Result:
         next((part["aborted"] for part in parts if part["aborted"]), ""),
         any(part["interrupted"] for part in parts),
         watching.merge([part["watch"] for part in parts if part["watch"]]) if watched else None,
+        _merge_timelines([(part["start_ns"], part["timeline"]) for part in parts if part["timeline"]]),
+        _merge_bits([part["acknowledged"] for part in parts]),
     )
+
+
+def _merge_timelines(parts: list[tuple[int, bytes]]) -> Timeline:
+    """Of processes that began together, a little apart: each span goes to the one of the first it lies in most."""
+    if not parts:
+        return Timeline(0, array("I"))
+    first_ns = min(start for start, _ in parts)
+    counts = array("I")
+    for start, raw in parts:
+        shift = round((start - first_ns) / TIMELINE_BIN_NS)
+        own = array("I", raw)
+        counts.extend([0] * (shift + len(own) - len(counts)))
+        for at, count in enumerate(own):
+            counts[at + shift] += count
+    return Timeline(first_ns, counts)
+
+
+def _merge_bits(parts: list[bytes]) -> bytes:
+    longest = max(len(part) for part in parts)
+    merged = 0
+    for part in parts:
+        merged |= int.from_bytes(part, "little")
+    return merged.to_bytes(longest, "little")

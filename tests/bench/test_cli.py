@@ -7,10 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from etcdfast.bench import workload
+from etcdfast.bench.runner import Timeline
+from tests.harness.cluster import Cluster
 from tests.harness.servers import reference_server
 from tests.harness.wait import wait_until
 
@@ -314,3 +317,38 @@ def test_server_restarted_under_load():
         assert report["requests"] + report["errors_total"] == 6000
         assert report["reconnects"] >= 2
         assert before.revision + before.grown()[0] - 1 >= report["requests"]
+
+
+def test_a_cluster_loses_its_leader_under_load(tmp_path):
+    """Connections go to all endpoints; the dead one's go on with the others, and the time line shows the gap."""
+    bits = tmp_path / "bits"
+    with Cluster("etcd", 3) as cluster:
+        load = subprocess.Popen(
+            command(
+                "put", "--endpoints", cluster.endpoints, "--total", "9000", "--rate", "3000", "--clients", "12",
+                "--conns", "6", "--report-json", "-", "--sequential-keys", "--key-space-size", "9000", "--prefix",
+                "n", "--acknowledged", str(bits), "--processes", "2",
+            ),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with cluster.client(cluster.followers()[0]) as client:
+            wait_until(lambda: client.get(b"n", b"o", count_only=True, serializable=True).count > 500, "load", 30)
+        leader = cluster.leader()
+        killed_ns = time.monotonic_ns()
+        leader.kill9()
+        out, err = load.communicate(timeout=60)
+        assert load.returncode == 0, err
+        report = json.loads(out)
+        assert report["requests"] + report["errors_total"] == 9000
+        assert report["reconnects"] >= 2
+        line = report["timeline"]
+        assert sum(line["counts"]) == report["requests"]
+        gap_ns, began_ns = Timeline(line["first_ns"], line["counts"]).longest_gap(killed_ns)
+        assert gap_ns > 200_000_000 and began_ns >= killed_ns, "no election took place under the load"
+        acknowledged = bits.read_bytes()
+        assert sum(byte.bit_count() for byte in acknowledged) == report["requests"]
+        with cluster.client(cluster.wait_leader()) as client:
+            there = {kv.key for kv in client.get(b"n", b"o", keys_only=True).kvs}
+        for number in range(9000):
+            if acknowledged[number >> 3] >> (number & 7) & 1:
+                assert b"n" + workload.varint(2 * number).ljust(8, b"\0") in there, f"acknowledged put {number} is lost"

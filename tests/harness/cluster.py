@@ -20,7 +20,6 @@ from typing import Any
 
 from . import pb
 from .network import Loopback, Network, Proxies
-from .ports import free_port
 from .rpc import Client, Reply
 from .servers import BIN_DIR, Server, ServerError, target_name
 from .wait import WaitTimeout, wait_until
@@ -46,14 +45,11 @@ PASSING = (
 class ClusterMember(Server):
     """One member; `kind` is "etcd" or "etcdfast". Made by `Cluster` only."""
 
-    def __init__(
-        self, cluster: Cluster, number: int, kind: str, joins: str, peer_port: int, flags: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, cluster: Cluster, number: int, kind: str, joins: str, flags: Sequence[str] = ()) -> None:
         self.kind = kind
         self.number = number
         self.cluster = cluster
         self.host = cluster.network.host(number)
-        self.peer_port = peer_port
         self.joins = joins  # the value of --initial-cluster, "" for the members that begin it
         self.learner = False
         self._id = 0
@@ -156,7 +152,7 @@ class Cluster:
     def _new(self, kind: str, joins: str, flags: Sequence[str] = ()) -> ClusterMember:
         self._numbers += 1
         self.network.join(self._numbers)
-        return ClusterMember(self, self._numbers, kind, joins, free_port(), flags)
+        return ClusterMember(self, self._numbers, kind, joins, flags)
 
     @staticmethod
     def _initial(members: Iterable[ClusterMember]) -> str:

