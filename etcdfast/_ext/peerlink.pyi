@@ -2,6 +2,7 @@ from collections.abc import Iterable
 
 from etcdfast._ext.peerwire import Entry, Fields
 
+STREAMS: dict[str, int]
 OUT_BYTES_MAX: int
 FRAME_BYTES_MAX: int
 

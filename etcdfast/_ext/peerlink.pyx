@@ -36,6 +36,7 @@ cdef uint64_t CHUNK_BYTES_MAX = 0xFFFFFFFF  # eight hex digits
 cdef bytes HEX_DIGITS = b"0123456789abcdef"
 cdef const uint8_t *HEX = HEX_DIGITS
 
+STREAMS = {"msgapp": LINK_APP, "message": LINK_MESSAGE}  # name in the URL -> kind
 OUT_BYTES_MAX = 16 << 20
 FRAME_BYTES_MAX = 64 << 20
 

@@ -9,6 +9,7 @@ class PeerMessage:
     type: int
     to: int
     frm: int
+    snap_index: int
     def __init__(self, data: bytes) -> None: ...
     def fields(self) -> Fields: ...
 

@@ -337,6 +337,11 @@ cdef class PeerMessage:
     def frm(self):
         return self.message.frm
 
+    @property
+    def snap_index(self):
+        """Index of the snapshot in it, 0 without one."""
+        return self.message.snap_index
+
     def fields(self):
         """(type, to, frm, term, log_term, index, commit, entries, reject, reject_hint, context, snapshot), entries as
         (term, index, type, data), snapshot as the marshalled raftpb.Snapshot; both bytes None when absent."""
