@@ -36,6 +36,8 @@ ctypedef struct walfiles_t:
     bint spare_urgent  # somebody waits: no pauses
     bint stopping
     uint64_t release_index
+    uint64_t keep_index  # entries from here on are wanted, if that takes no more than keep_max files; 0: nobody
+    uint32_t keep_max
     bint release_due
     uint64_t purged  # files removed; written by the helper only
     pthread_t helper
@@ -59,6 +61,13 @@ cdef int walfiles_adopt_spare(walfiles_t *files, uint64_t sequence, uint64_t ind
 
 # Let go of the segments wholly before `index`, remove the oldest beyond max_wals. Returns at once.
 cdef void walfiles_release_to(walfiles_t *files, uint64_t index) noexcept nogil
+
+# Somebody may still read entries from `index` on (0: nobody): segments that hold them are not removed, released or
+# not, while there are at most keep_max files. Returns at once.
+cdef void walfiles_keep_from(walfiles_t *files, uint64_t index) noexcept nogil
+
+# Index of the first entry expected in the oldest file.
+cdef uint64_t walfiles_oldest_index(walfiles_t *files) noexcept nogil
 
 # A segment's file name, WALFILES_NAME_BYTES at `out`.
 cdef void walfiles_name(char *out, uint64_t sequence, uint64_t index) noexcept nogil

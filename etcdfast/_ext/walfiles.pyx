@@ -84,6 +84,23 @@ cdef void walfiles_release_to(walfiles_t *files, uint64_t index) noexcept nogil:
     pthread_mutex_unlock(&files.lock)
 
 
+cdef void walfiles_keep_from(walfiles_t *files, uint64_t index) noexcept nogil:
+    pthread_mutex_lock(&files.lock)
+    if index != files.keep_index:
+        files.keep_index = index
+        files.release_due = True
+        pthread_cond_broadcast(&files.changed)
+    pthread_mutex_unlock(&files.lock)
+
+
+cdef uint64_t walfiles_oldest_index(walfiles_t *files) noexcept nogil:
+    cdef uint64_t index
+    pthread_mutex_lock(&files.lock)
+    index = files.segments[0].index if files.segment_count else 0
+    pthread_mutex_unlock(&files.lock)
+    return index
+
+
 cdef void walfiles_stop(walfiles_t *files) noexcept nogil:
     cdef char name[WALFILES_NAME_BYTES]
     cdef size_t i
@@ -209,6 +226,16 @@ cdef int write_zeros(walfiles_t *files, int fd, const uint8_t *zeros) noexcept n
     return 0
 
 
+# Under `lock`. The oldest file is one too many, and nothing in it is wanted, or it would be too much to keep.
+cdef bint oldest_may_go(walfiles_t *files) noexcept nogil:
+    if not files.max_wals or files.segment_count <= files.max_wals or files.segments[0].fd >= 0:
+        return False
+    # What the next one begins with is behind all that this one holds.
+    if files.keep_index and files.segment_count > 1 and files.segments[1].index > files.keep_index:
+        return files.segment_count > files.keep_max
+    return True
+
+
 # Under `lock`, given up while removing a file. Lets go of segments wholly before the release index and removes the
 # oldest while there are too many. Another holder of a file's lock (a backup) keeps it.
 cdef void purge(walfiles_t *files) noexcept nogil:
@@ -227,7 +254,7 @@ cdef void purge(walfiles_t *files) noexcept nogil:
         if files.segments[i].fd >= 0:
             c_close(files.segments[i].fd)
             files.segments[i].fd = -1
-    while files.max_wals and files.segment_count > files.max_wals and files.segments[0].fd < 0 and not files.stopping:
+    while oldest_may_go(files) and not files.stopping:
         walfiles_name(name, files.segments[0].sequence, files.segments[0].index)
         pthread_mutex_unlock(&files.lock)
         fd = files.ops.openat(files.ops.context, files.directory, name, O_RDWR | O_CLOEXEC)

@@ -102,6 +102,9 @@ cdef uint64_t wal_durable_index(wal_t *wal) noexcept nogil
 cdef uint64_t wal_durable_term(wal_t *wal) noexcept nogil
 # Index and term of the last entry appended.
 cdef uint64_t wal_last_index(wal_t *wal) noexcept nogil
+# Where durable records end: the segment's sequence number and the byte behind the last of them. What is before it
+# in any segment never changes any more.
+cdef void wal_durable_end(wal_t *wal, uint64_t *sequence, uint64_t *offset) noexcept nogil
 # Batches handed over and batches durable; equal means nothing is in flight.
 cdef uint64_t wal_submitted(wal_t *wal) noexcept nogil
 cdef uint64_t wal_durable(wal_t *wal) noexcept nogil
@@ -120,6 +123,12 @@ cdef int wal_error(wal_t *wal, wal_failure *failure) noexcept nogil
 # A snapshot at `index` is durable: segments wholly before it are let go, the oldest removed while more than
 # max_wals files exist. Returns at once; the helper thread does it.
 cdef void wal_release_to(wal_t *wal, uint64_t index) noexcept nogil
+
+# See walfiles_keep_from: for a follower that is behind and served from the files. Returns at once.
+cdef void wal_keep_from(wal_t *wal, uint64_t index) noexcept nogil
+
+# Index of the first entry expected in the oldest file there is.
+cdef uint64_t wal_oldest_index(wal_t *wal) noexcept nogil
 
 # A copy of the counters; any thread.
 cdef void wal_stats(wal_t *wal, wal_counters *counters) noexcept nogil

@@ -14,51 +14,18 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from etcdfast._ext.walfiles cimport (
-    WALFILES_NAME_BYTES,
-    walfiles_add,
-    walfiles_adopt_spare,
-    walfiles_await_spare,
-    walfiles_init,
-    walfiles_name,
-    walfiles_release_to,
-    walfiles_start,
-    walfiles_stop,
-    walfiles_t,
+    WALFILES_NAME_BYTES, walfiles_add, walfiles_adopt_spare, walfiles_await_spare, walfiles_init, walfiles_keep_from,
+    walfiles_name, walfiles_oldest_index, walfiles_release_to, walfiles_start, walfiles_stop, walfiles_t,
 )
 from etcdfast._ext.walops cimport FaultPlan, walops_system, walops_table
 from etcdfast._ext.walrec cimport (
-    WALREC_METADATA,
-    WALREC_STATE_FRAME_MAX,
-    walrec_entry_bound,
-    walrec_put_crc,
-    walrec_put_entry,
-    walrec_put_record,
-    walrec_put_snapshot,
-    walrec_put_state,
-    walrec_record_bound,
+    WALREC_METADATA, WALREC_STATE_FRAME_MAX, walrec_entry_bound, walrec_put_crc, walrec_put_entry, walrec_put_record,
+    walrec_put_snapshot, walrec_put_state, walrec_record_bound,
 )
 from etcdfast._ext.walsys cimport (
-    add64,
-    c_close,
-    c_pread,
-    load32,
-    load64,
-    peek64,
-    pthread_join,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
-    pthread_t,
-    store32,
-    store64,
-    walsys_aligned,
-    walsys_await_ring,
-    walsys_eventfd,
-    walsys_futex_wait,
-    walsys_futex_wake,
-    walsys_now,
-    walsys_pause,
-    walsys_ring,
-    walsys_thread,
+    add64, c_close, c_pread, load32, load64, peek64, pthread_join, pthread_mutex_lock, pthread_mutex_unlock,
+    pthread_t, store32, store64, walsys_aligned, walsys_await_ring, walsys_eventfd, walsys_futex_wait,
+    walsys_futex_wake, walsys_now, walsys_pause, walsys_ring, walsys_thread,
 )
 
 # Batches are written in whole blocks of this, aligned in the file: eight sectors, a page.
@@ -105,6 +72,9 @@ cdef struct wal_t:
     uint64_t seen  # tickets that wal_poll has reported
     uint64_t flight_index, flight_term
     uint64_t durable_index, durable_term
+    uint64_t fill_sequence  # segment of the filling buffer
+    uint64_t flight_sequence, flight_end
+    uint64_t durable_sequence, durable_end
     bint unsynced  # something was written without a sync
     bint closed
     # hand-over
@@ -305,6 +275,10 @@ cdef int wal_submit(wal_t *wal) noexcept nogil:
     if full.has_entries:
         wal.flight_index = full.last_index
         wal.flight_term = full.last_term
+    wal.flight_sequence = wal.fill_sequence
+    wal.flight_end = full.file_offset + full.end
+    if full.cut:
+        wal.fill_sequence += 1
     if not full.must_sync:
         wal.unsynced = True
     wal.covered = wal.last_index
@@ -333,6 +307,8 @@ cdef int wal_poll(wal_t *wal) noexcept nogil:
         wal.seen = ticket
         wal.durable_index = wal.flight_index
         wal.durable_term = wal.flight_term
+        wal.durable_sequence = wal.flight_sequence
+        wal.durable_end = wal.flight_end
         return 1
     return WAL_FAILED if load32(&wal.failed) else 0
 
@@ -351,6 +327,11 @@ cdef uint64_t wal_durable_term(wal_t *wal) noexcept nogil:
 
 cdef uint64_t wal_last_index(wal_t *wal) noexcept nogil:
     return wal.last_index
+
+
+cdef void wal_durable_end(wal_t *wal, uint64_t *sequence, uint64_t *offset) noexcept nogil:
+    sequence[0] = wal.durable_sequence
+    offset[0] = wal.durable_end
 
 
 cdef uint64_t wal_submitted(wal_t *wal) noexcept nogil:
@@ -501,6 +482,15 @@ cdef void wal_release_to(wal_t *wal, uint64_t index) noexcept nogil:
         walfiles_release_to(&wal.files, index)
 
 
+cdef void wal_keep_from(wal_t *wal, uint64_t index) noexcept nogil:
+    if not wal.closed:
+        walfiles_keep_from(&wal.files, index)
+
+
+cdef uint64_t wal_oldest_index(wal_t *wal) noexcept nogil:
+    return walfiles_oldest_index(&wal.files)
+
+
 cdef void wal_stats(wal_t *wal, wal_counters *counters) noexcept nogil:
     cdef int i
     counters.fsyncs = peek64(&wal.counters.fsyncs)
@@ -586,7 +576,8 @@ cdef class Wal:
         last is open for writing and locked, and zero from `offset` on. The descriptors are taken over.
     position: (offset, crc, last index, last term) where the log ends.
     state: (term, vote, commit) as last written.
-    Units: segment_bytes and buffer_bytes are bytes; spin_seconds is how long the disk thread looks for the next
+    Units: segment_bytes and buffer_bytes are bytes; max_wals and keep_wals_max are files (the latter with what
+        `keep_from` asks for: 16 are 1 GB); spin_seconds is how long the disk thread looks for the next
         batch before it sleeps.
     Errors: OSError, MemoryError, ValueError for settings that cannot work.
     """
@@ -594,7 +585,7 @@ cdef class Wal:
     def __cinit__(self, str directory, list segments, tuple position, bytes metadata, tuple state, *,
                   uint64_t segment_bytes=64_000_000, size_t buffer_bytes=8 << 20,
                   size_t record_bytes_max=256 << 20, uint32_t max_wals=5, bint prewrite=True,
-                  double spin_seconds=0.0, FaultPlan faults=None):
+                  uint32_t keep_wals_max=16, double spin_seconds=0.0, FaultPlan faults=None):
         cdef wal_t *wal
         cdef wal_buffer *buffer
         cdef int i, error
@@ -623,6 +614,7 @@ cdef class Wal:
         wal.record_bytes_max = record_bytes_max
         wal.files.ops = wal.ops
         wal.files.max_wals = max_wals
+        wal.files.keep_max = keep_wals_max
         wal.files.prewrite = prewrite
         wal.spin_nanoseconds = <uint64_t>(spin_seconds * 1e9)
         wal.metadata_bytes = <size_t>len(metadata)
@@ -643,6 +635,8 @@ cdef class Wal:
         offset, wal.crc, wal.last_index, wal.last_term = position
         wal.covered = wal.durable_index = wal.flight_index = wal.last_index
         wal.durable_term = wal.flight_term = wal.last_term
+        wal.fill_sequence = wal.durable_sequence = wal.sequence
+        wal.durable_end = offset
         buffer = wal.fill = &wal.buffers[0]
         buffer.file_offset = offset // BLOCK_BYTES * BLOCK_BYTES
         buffer.head = buffer.end = offset % BLOCK_BYTES
@@ -727,6 +721,22 @@ cdef class Wal:
         """wal_release_to."""
         if not self.wal.closed:
             wal_release_to(self.wal, index)
+
+    def keep_from(self, uint64_t index):
+        """wal_keep_from."""
+        wal_keep_from(self.wal, index)
+
+    @property
+    def oldest_index(self):
+        """wal_oldest_index."""
+        return wal_oldest_index(self.wal)
+
+    @property
+    def durable_end(self):
+        """wal_durable_end: (sequence, offset)."""
+        cdef uint64_t sequence = 0, offset = 0
+        wal_durable_end(self.wal, &sequence, &offset)
+        return sequence, offset
 
     def close(self):
         """wal_close; a second call does nothing. Errors: WalError when the last batches could not be written."""

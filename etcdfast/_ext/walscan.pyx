@@ -94,17 +94,46 @@ cdef class EntryTable:
             data = (<char *>self.data(i))[: ref.data_bytes]
         return ref.type, ref.term, ref.index, data
 
+    def survey(self):
+        """What a start needs to know of a log without reading its requests one by one.
+
+        Returns (runs, rare): runs is [(first index, term)] of each stretch of one term; rare lists the indexes of
+        entries that no client asked for: configuration changes, and what members themselves write (attributes and
+        versions). A client's request does not begin with its header, nor with an id as a v2 request does.
+        """
+        cdef size_t i
+        cdef walscan_row *row
+        cdef const uint8_t *data
+        cdef uint64_t term = 0
+        runs = []
+        rare = []
+        for i in range(self.count):
+            row = self.refs + i
+            if row.term != term:
+                term = row.term
+                runs.append((row.index, term))
+            data = self.data(i)
+            if row.type or (row.data_bytes > 2 and (data[0] == 0x08 or (data[0] == 0xA2 and data[1] == 0x06))):
+                rare.append(row.index)
+        return runs, rare
+
 
 cdef int table_put(EntryTable table, uint64_t snapshot_index, walrec_entry *entry, const uint8_t *base, uint32_t segment) noexcept nogil:
     cdef uint64_t position
-    cdef size_t capacity
-    cdef walscan_row *grown
-    cdef walscan_row *ref
     if entry.index <= snapshot_index:
         return WALREC_OK
     position = entry.index - snapshot_index - 1
     if position > table.count:
         return WALREC_GAP
+    return table_set(table, position, entry, base, segment)
+
+
+# Row `position` (at most table.count) becomes the last one: a later record for an index replaces it and everything
+# after it.
+cdef int table_set(EntryTable table, uint64_t position, walrec_entry *entry, const uint8_t *base, uint32_t segment) noexcept nogil:
+    cdef size_t capacity
+    cdef walscan_row *grown
+    cdef walscan_row *ref
     if position >= table.capacity:
         capacity = table.capacity * 2 if table.capacity else 1024
         grown = <walscan_row *>realloc(table.refs, capacity * sizeof(walscan_row))
@@ -120,7 +149,6 @@ cdef int table_put(EntryTable table, uint64_t snapshot_index, walrec_entry *entr
     ref.reserved = 0
     ref.offset = <uint64_t>(entry.data - base) if entry.data != NULL else 0
     ref.data_bytes = <uint32_t>entry.data_bytes
-    # A later record for an index replaces it and everything after it.
     table.count = <size_t>position + 1
     return WALREC_OK
 
@@ -141,6 +169,7 @@ cdef class LogScan:
     cdef readonly uint64_t last_index, last_term  # of the last entry met, also before the snapshot
     cdef readonly size_t records
     cdef walrec_state hard_state
+    cdef uint64_t boundary_term  # of the last record for the entry at snapshot_index, 0 before there was one
     cdef bint seeded, described
 
     def __init__(self, uint64_t snapshot_index=0):
@@ -228,6 +257,8 @@ cdef class LogScan:
                     code = table_put(self.table, self.snapshot_index, &entry, base, segment)
                 if code != WALREC_OK:
                     return code
+                if entry.index == self.snapshot_index:
+                    self.boundary_term = entry.term
                 self.last_index = entry.index
                 self.last_term = entry.term
             elif frame.type == WALREC_STATE:
@@ -260,10 +291,88 @@ cdef class LogScan:
             # Field 3 is the last: its bytes are the record's end.
             conf_state = data[len(data) - conf_state_bytes:] if conf_state_bytes else None
             self.snapshots.append((index, term, conf_state))
-            if index > self.last_index:
+            # A snapshot that the log itself led up to changes nothing in it. One that came from the leader replaces
+            # it whole: entries before the record are of another history, also those above the snapshot's index.
+            if index == self.snapshot_index and (self.last_index < index or self.boundary_term != term):
+                self.table.count = 0
+                self.last_index = index
+                self.last_term = self.boundary_term = term
+            elif index > self.last_index:
                 self.last_index = index
                 self.last_term = term
         self.crc = crc
         self.offset += frame.frame_bytes
         self.records += 1
+        return WALREC_OK
+
+
+cdef class SegmentScan:
+    """The entries of one segment, wherever they begin, in an EntryTable: for reading them back later.
+
+    Shapes: buffer is the mapped segment, kept alive by `table`. Only bytes before the `end` given to `extend` are
+        touched: what lies behind may be in the middle of being written.
+    Rows are consecutive; a record for an index below the first row, or one that leaves a gap (a snapshot came
+        between), begins the table anew. Rows may be outdated by a later segment: compare their terms.
+    """
+    cdef readonly EntryTable table
+    cdef readonly size_t offset  # everything before it is in the table
+    cdef uint32_t crc
+    cdef const uint8_t *base
+    cdef size_t size
+
+    def __init__(self, buffer):
+        cdef const uint8_t[::1] view = buffer
+        self.table = EntryTable()
+        self.size = <size_t>view.shape[0]
+        self.base = &view[0] if self.size else NULL
+        self.table.bases = <const uint8_t **>realloc(NULL, sizeof(void *))
+        if self.table.bases == NULL:
+            raise MemoryError("WAL segment")
+        self.table.bases[0] = self.base
+        self.table.segments.append(buffer)
+        self.table.views.append(view)
+
+    @property
+    def first_index(self):
+        """Index of the first row, 0 without rows."""
+        return self.table.refs[0].index if self.table.count else 0
+
+    def term(self, size_t i):
+        """Term of row `i`. Errors: IndexError."""
+        if i >= self.table.count:
+            raise IndexError(i)
+        return self.table.refs[i].term
+
+    def extend(self, size_t end):
+        """Take in the records up to byte `end`, which a record ends at. OK, END (a zero length word before it), or
+        the code of damage. The interpreter lock is not held meanwhile; nobody else may use `table` then."""
+        cdef int code
+        with nogil:
+            code = self.walk(end if end < self.size else self.size)
+        return code
+
+    cdef int walk(self, size_t end) noexcept nogil:
+        cdef walrec_frame frame
+        cdef walrec_entry entry
+        cdef uint32_t crc
+        cdef uint64_t first, position
+        cdef int code
+        while self.offset < end:
+            crc = self.crc
+            code = walrec_next(self.base, end, self.offset, False, &crc, &frame)
+            if code != WALREC_OK:
+                return code
+            if frame.type == WALREC_ENTRY:
+                code = walrec_parse_entry(frame.data, frame.data_bytes, &entry)
+                if code != WALREC_OK:
+                    return code
+                first = self.table.refs[0].index if self.table.count else entry.index
+                position = entry.index - first
+                if entry.index < first or position > self.table.count:
+                    position = 0
+                code = table_set(self.table, position, &entry, self.base, 0)
+                if code != WALREC_OK:
+                    return code
+            self.crc = crc
+            self.offset += frame.frame_bytes
         return WALREC_OK

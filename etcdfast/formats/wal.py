@@ -161,15 +161,19 @@ def _log(scan, older, wanted, snapshot, durable_index):
         if matches:
             raise WalMissing(f"snapshot {snapshot[0]} has term {matches[-1]} in the write-ahead log, not {snapshot[1]}")
         raise WalMissing(f"snapshot {snapshot[0]} of term {snapshot[1]} is not in the write-ahead log")
+    # Not the scan's own last: a record of a snapshot that was never fully received does not move the log's end.
+    last_index, last_term = snapshot
+    if len(scan.table):
+        _, last_term, last_index, _ = scan.table.entry(len(scan.table) - 1)
     needed = max(scan.state[2], durable_index)
-    if needed > scan.last_index:
-        raise WalCorrupt(path, scan.offset, f"log ends at index {scan.last_index}, but {needed} had been committed")
+    if needed > last_index:
+        raise WalCorrupt(path, scan.offset, f"log ends at index {last_index}, but {needed} had been committed")
     return Log(
         metadata=scan.metadata,
         state=scan.state,
         snapshots=scan.snapshots,
         entries=scan.table,
-        position=(scan.offset, scan.crc, scan.last_index, scan.last_term),
+        position=(scan.offset, scan.crc, last_index, last_term),
         segments=wanted,
         released=older,
         tail_is_zero=scan.tail_is_zero(),

@@ -45,7 +45,8 @@ def main(arguments=None):
     """Run one member. Returns an exit status, or ends by the signal that stopped the member, as etcd does.
 
     Exit statuses: 0 help and version, and a member that was removed from its cluster; 1 settings, data directory,
-    listeners; 2 a wrong flag; 128 + signal after SIGTERM or SIGINT (0 as process 1); else that of the process that failed.
+    listeners; 2 a wrong flag; 128 + signal after SIGTERM or SIGINT (0 as process 1); else that of the process that
+    failed.
     """
     from etcdfast.config.checks import ConfigError
     from etcdfast.config.load import Answered, UsageError, load

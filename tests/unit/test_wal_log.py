@@ -516,3 +516,65 @@ def test_a_batch_is_told_of_before_the_next_one_goes(directory):
     log.flush()
     assert log.durable_index == 2
     log.close()
+
+
+def received(log, index, term):
+    log.append_snapshot(index, term, CONF_STATE)
+    log.append_state(term, 0, index)
+    log.flush()
+
+
+@pytest.mark.parametrize("index, last", [(500, 100), (100, 100), (60, 100)])
+def test_a_received_snapshot_replaces_the_log(directory, index, last):
+    """Also one below the last index, and one at it: what was there is of another history."""
+    log = create(directory)
+    for at in range(1, last + 1):
+        log.append_entry(0, 1, at, b"old %d" % at)
+    log.append_state(1, 0, 20)
+    log.flush()
+    received(log, index, 3)
+    log.close()
+    found, log = reopen(directory, snapshot=(index, 3))
+    assert (len(found.entries), found.position[2:], log.last_index) == (0, (index, 3), index)
+    assert (index, 3) in found.usable_snapshots
+    log.append_entry(0, 3, index + 1, b"new")
+    log.append_entry(0, 4, index + 2, b"new")
+    log.close()
+    found, log = reopen(directory, snapshot=(index, 3))
+    assert table_entries(found.entries) == {index + 1: (3, 0, b"new"), index + 2: (4, 0, b"new")}
+    assert found.position[2:] == (index + 2, 4)
+    log.close()
+
+
+def test_a_snapshot_of_the_own_log_drops_nothing(directory):
+    log = create(directory)
+    for at in range(1, 101):
+        log.append_entry(0, 1, at, b"%d" % at)
+    log.append_state(1, 0, 100)
+    log.flush()
+    log.append_snapshot(60, 1, CONF_STATE)
+    log.close()
+    found = wal.read(directory, (60, 1))
+    assert sorted(table_entries(found.entries)) == list(range(61, 101))
+    # An older record does not end the log either.
+    assert len(wal.read(directory).entries) == 100
+
+
+def test_a_snapshot_whose_hard_state_never_came_does_not_move_the_end(directory):
+    """A crash between the record and the hard state that makes it count."""
+    log = create(directory)
+    for at in range(1, 31):
+        log.append_entry(0, 1, at, b"%d" % at)
+    log.append_state(1, 0, 30)
+    log.flush()
+    log.append_snapshot(500, 3, CONF_STATE)
+    log.close()
+    found, log = reopen(directory)
+    assert found.position[2:] == (30, 1)
+    assert (500, 3) not in found.usable_snapshots
+    assert log.last_index == 30
+    log.append_entry(0, 4, 31, b"goes on")
+    log.append_state(4, 0, 31)
+    log.close()
+    found = wal.read(directory)
+    assert (len(found.entries), found.position[2:]) == (31, (31, 4))
