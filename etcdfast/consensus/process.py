@@ -15,7 +15,7 @@ from etcdfast._ext.consensusloop import Loop
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, Ring, StatusPage
 from etcdfast._ext.walio import WalError
 from etcdfast.consensus import requests
-from etcdfast.consensus.raft import ADD_NODE, ROLE_NAMES, ConfChange, Raft, RaftConfig
+from etcdfast.consensus.raft import ROLE_NAMES, ConfChange, Raft, RaftConfig
 from etcdfast.consensus.snapshots import Snapshots
 from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, StorageError, open_member
 from etcdfast.formats.raftpb import decode_conf_change
@@ -75,8 +75,6 @@ class Process:
         self._show("member_id", opened.member_id)
         self._show("cluster_id", opened.cluster_id)
         self._show("snapshot_index", opened.snapshot[0])
-        self._show("opened", 1)
-        os.eventfd_write(self._boot.doorbells["apply"], 1)
         applied = self._wait_for_apply()
         if applied is None:
             opened.disk.close()
@@ -118,7 +116,8 @@ class Process:
             RaftConfig(opened.member_id, config.election_timeout // config.heartbeat_interval, random.randrange),
             opened.log,
             hard_state,
-            applied=opened.applied_conf_index,
+            self.membership.conf_state(),
+            opened.applied_conf_index,
         )
         self.loop = Loop(
             doorbell=self._boot.doorbell,
@@ -137,7 +136,6 @@ class Process:
             commit=commit,
             hard_state=tuple(opened.hard_state),
         )
-        self.raft.apply_conf_change(opened.applied_conf_index, ConfChange(ADD_NODE, opened.member_id))
         log.info(
             "starting raft",
             member_id=f"{opened.member_id:x}",
@@ -302,6 +300,7 @@ class Process:
 
     def _tick(self):
         loop = self.loop
+        self.raft.applied_to(loop.handed)
         self.raft.tick()
         loop.flush_hard_state()
         if self.opened.table is not None and loop.release_replay():

@@ -336,6 +336,37 @@ def create(directory, metadata, *, segment_bytes=SEGMENT_BYTES, prewrite=True, f
     )
 
 
+def write_once(directory, metadata, entries, state, snapshot, *, segment_bytes=SEGMENT_BYTES):
+    """Make a log that a tool writes whole, in one segment, durable when this returns; nobody appends here.
+
+    entries: [(type, term, index, data)] from index 1 on, or []. state: (term, vote, commit). snapshot: (index, term,
+    marshalled ConfState) from which a member goes on. `directory` is made, and must be empty. Errors: OSError.
+    Source: formats.md 8.3 and 8.6.
+    """
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    frames = [walrec.encode_crc(0)]
+    crc = 0
+
+    def add(encode, *arguments):
+        nonlocal crc
+        frame, crc = encode(crc, *arguments)
+        frames.append(frame)
+
+    add(walrec.encode_record, 1, metadata)
+    add(walrec.encode_snapshot, 0, 0)
+    for kind, term, index, data in entries:
+        add(walrec.encode_entry, kind, term, index, b"", data, b"")
+    add(walrec.encode_state, *state)
+    add(walrec.encode_snapshot, *snapshot)
+    path = os.path.join(directory, f"{0:016x}-{0:016x}.wal")
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(b"".join(frames))
+        os.posix_fallocate(file.fileno(), 0, segment_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_directory(directory)
+
+
 if __name__ == "__main__":
     from etcdfast.formats.waldump import main
 

@@ -17,6 +17,7 @@ from etcdfast._ext.raftlog import RaftLog
 from etcdfast.consensus.raft import (
     ROLE_NAMES,
     ConfChange,
+    ConfState,
     HardState,
     ProposalDropped,
     Raft,
@@ -50,7 +51,10 @@ class Scenario:
         self.asked = HardState(int(term), int(vote), int(commit))
         # The random part of the election timeout is fixed: 10 + 3 ticks.
         self.raft = Raft(
-            RaftConfig(1, ELECTION_TICKS, lambda n: 3), self.log, self.asked, [int(v) for v in voters.split(",") if v]
+            RaftConfig(1, ELECTION_TICKS, lambda n: 3),
+            self.log,
+            self.asked,
+            ConfState(tuple(int(v) for v in voters.split(",") if v)),
         )
         return self.do_show()
 
@@ -86,8 +90,8 @@ class Scenario:
         self.raft.read_index(context)
 
     def do_conf(self, kind, member, at="0"):
-        voters = self.raft.apply_conf_change(int(at), ConfChange(_CONF_TYPES[kind], int(member)))
-        return [f"voters={sorted(voters)}"]
+        state = self.raft.apply_conf_change(int(at), ConfChange(_CONF_TYPES[kind], int(member)))
+        return [f"voters={list(state.voters)}"]
 
     def do_release(self, index):
         self.log.release_to(int(index))

@@ -30,7 +30,7 @@ ALLOWED = {
     "supervisor": {"_ext", "cluster", "config", "formats", "ipc", "log", "version"},
     "client": {"api", "version"},
     "ctl": {"api", "client", "version"},
-    "utl": {"_ext", "api", "client", "cluster", "formats", "version"},
+    "utl": {"_ext", "api", "client", "cluster", "config", "formats", "version"},
     "bench": {"_ext", "api", "client", "config", "log", "version"},
     "__init__": {"version"},
     "__main__": {"supervisor"},
