@@ -75,6 +75,8 @@ class Process:
         self._show("member_id", opened.member_id)
         self._show("cluster_id", opened.cluster_id)
         self._show("snapshot_index", opened.snapshot[0])
+        self._show("opened", 1)
+        os.eventfd_write(self._boot.doorbells["apply"], 1)
         applied = self._wait_for_apply()
         if applied is None:
             opened.disk.close()
