@@ -247,6 +247,7 @@ cdef int link_heartbeat(peer_link *link, uint64_t now_ns) noexcept nogil:
         if now_ns - out.heartbeat_ns < HEARTBEAT_NS:
             continue
         out.heartbeat_ns = now_ns
+        trim(link, kind)
         # What waits in the buffer says as much as a heartbeat behind it.
         if out.fd >= 0 and out.end == out.start:
             if kind == LINK_APP:
@@ -262,7 +263,6 @@ cdef int link_heartbeat(peer_link *link, uint64_t now_ns) noexcept nogil:
                     link.sent_messages -= 1
             if rc == LINK_OK:
                 due |= LINK_BIT_OUT_APP << kind
-        trim(link, kind)
     return due
 
 

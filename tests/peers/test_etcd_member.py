@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from etcdfast._ext.peerwire import marshal_message
 from etcdfast.formats import memberid
 from tests.harness.ports import free_port
 from tests.harness.servers import EtcdServer
-from tests.peers import fakemember
 from tests.peers.fakemember import FakeMember, listener, view_of
 
 TOKEN = "etcd-cluster"
