@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 import machine
+from cluster import Cluster
 from members import REPOSITORY, Member, MemberError
 from scenario import Bar, Scenario, Size
 from scenarios import BY_NAME, SCENARIOS
@@ -107,6 +108,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             pending_events=2000,
             leases=100,
             expiring=50,
+            missed_puts=500,
             settle_seconds=0,
             ttl_spare_seconds=2,
             stream=False,
@@ -146,7 +148,7 @@ def _run_all(args: argparse.Namespace, root: Path) -> tuple[Runs, list[str]]:
 def _run_one(args: argparse.Namespace, root: Path, scenario: Scenario, side: str) -> dict:
     kind = "etcd" if args.self_test else side
     directory = Path(tempfile.mkdtemp(prefix=f"{scenario.name}-{side}-", dir=root))
-    member = Member(kind, directory)
+    member = (Cluster if scenario.cluster else Member)(kind, directory)
     try:
         member.start()
         return scenario.run(member, args.size)

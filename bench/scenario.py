@@ -38,6 +38,7 @@ class Size:
     pending_events: int = 1_000_000
     leases: int = 1_000_000
     expiring: int = 100_000
+    missed_puts: int = 1_000_000
     settle_seconds: float = 10.0
     ttl_spare_seconds: int = 4
     # the side that plays etcdfast may be an etcd in a self-test, and etcd 3.5 has no RangeStream
@@ -71,6 +72,8 @@ class Scenario:
     # figures shown in the table, in this order
     shown: tuple[str, ...] = ("requests_per_second", "p50_ms", "p99_ms", "cpu_us", "client_cpu_us", "pss_mb", "rss_mb")
     heavy: bool = False
+    # three members (cluster.Cluster) in place of one
+    cluster: bool = False
 
 
 def bench(member: Member, *args: str) -> dict:

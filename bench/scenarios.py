@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import cluster_scenarios
 import lease_scenarios
 import watch_scenarios
 from members import Member, MemberError, Memory, PeakMemory
@@ -169,5 +170,6 @@ SCENARIOS = [
     ),
     *watch_scenarios.SCENARIOS,
     *lease_scenarios.SCENARIOS,
+    *cluster_scenarios.SCENARIOS,
 ]
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

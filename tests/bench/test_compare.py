@@ -61,6 +61,25 @@ def test_self_test_of_watches_and_leases(tmp_path):
         assert re.search(rf"^  {figure} +{value}", tables[name], re.M), tables[name]
 
 
+def test_self_test_of_clusters(tmp_path):
+    names = ["cluster-kill-leader", "cluster-catch-up", "cluster-snapshot"]
+    done = run(
+        "--self-test", "--only", "etcd", "--pairs", "1", "--total", "100", "--scenarios", ",".join(names),
+        "--data-root", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tables = {text.partition(":")[0]: text for text in done.stdout.split("\n\n")[1:]}
+    assert list(tables) == names
+    for name, figure, value in [
+        ("cluster-kill-leader", "acknowledged_lost", "0 "),
+        ("cluster-kill-leader", "without_success_ms", r"[1-9][\d,.]+ "),
+        ("cluster-catch-up", "catch_up_seconds", r"[\d.]+ "),
+        ("cluster-snapshot", "kept_throughput", r"[\d.]+ "),
+    ]:
+        assert re.search(rf"^  {figure} +{value}", tables[name], re.M), tables[name]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
