@@ -9,6 +9,7 @@ import sys
 
 import cluster_scenarios
 import lease_scenarios
+import snapshot_scenarios
 import watch_scenarios
 from members import Member, MemberError, Memory, PeakMemory
 from scenario import MB, Bar, Scenario, Size, bench, faster, loaded
@@ -171,5 +172,6 @@ SCENARIOS = [
     *watch_scenarios.SCENARIOS,
     *lease_scenarios.SCENARIOS,
     *cluster_scenarios.SCENARIOS,
+    *snapshot_scenarios.SCENARIOS,
 ]
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

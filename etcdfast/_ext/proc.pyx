@@ -44,9 +44,10 @@ def set_name(str name):
     prctl(PR_SET_NAME, <unsigned long>text, 0, 0, 0)
 
 
-def stand_back():
-    """Run only when nobody else wants processor or disk: for helpers that nobody waits for by the millisecond."""
-    os.nice(19)
+def stand_back(int nice):
+    """Let others have the processor first, and the disk before all: for helpers that nobody waits for by the
+    millisecond."""
+    os.nice(nice)
     # IOPRIO_WHO_PROCESS, this thread, class IDLE. A scheduler without classes ignores it.
     syscall(SYS_ioprio_set, 1, 0, 3 << 13)
 

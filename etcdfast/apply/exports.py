@@ -19,7 +19,7 @@ from etcdfast import log
 from etcdfast._ext import wire
 from etcdfast.api import errors, rpcs
 from etcdfast.apply import checkpoint
-from etcdfast.apply.services import Pause, Wait
+from etcdfast.apply.services import BULK_UNSENT_MAX, Pause, Wait
 from etcdfast.apply.store import StoreError
 
 PREFIX = "tmp-export"
@@ -224,6 +224,7 @@ class Exports:
                 call.check()
             if export.error is not None:
                 return errors.ID["UNKNOWN"], b"", export.error
+            call.unsent_max = BULK_UNSENT_MAX
             total = export.result["bytes"]
             version = export.result["version"].encode()
             tail = b"\x22" + wire.varint(len(version)) + version if version else b""

@@ -60,6 +60,7 @@ CALLS_MAX = 10_000
 HELD_BYTES_MAX = 64 << 20  # of requests whose calls wait
 STEPS_MAX = 256  # handlers run in one turn
 STREAM_UNSENT_MAX = 64 << 10  # bytes of one stream that its client has not taken; one message may exceed it
+BULK_UNSENT_MAX = 224 << 10  # of a stream that is a transfer: what the frontend holds, less one message
 UNSENT_MAX = 256 << 20  # of all streams
 TOKEN_MAX = (1 << 32) - 1
 
@@ -98,7 +99,7 @@ class Call:
 
     __slots__ = (
         "_services", "changes", "gone", "handler", "held_bytes", "number", "overdue", "proposal", "raised", "result",
-        "since", "starved", "state", "streaming", "token", "topics", "unsent_bytes", "who",
+        "since", "starved", "state", "streaming", "token", "topics", "unsent_bytes", "unsent_max", "who",
     )  # fmt: skip
 
     def __init__(self, services, who, held_bytes):
@@ -119,6 +120,7 @@ class Call:
         self.starved = False
         self.streaming = False
         self.unsent_bytes = 0
+        self.unsent_max = STREAM_UNSENT_MAX
 
     def check(self):
         """Errors: Gone."""
@@ -128,7 +130,7 @@ class Call:
     @property
     def may_send(self):
         """Whether a message may be sent now; if not, Wait with credit=True."""
-        return self.unsent_bytes < STREAM_UNSENT_MAX and self._services.unsent_bytes < UNSENT_MAX
+        return self.unsent_bytes < self.unsent_max and self._services.unsent_bytes < UNSENT_MAX
 
     def send(self, message):
         """One message of a stream; nothing is sent to a client that is gone."""
@@ -222,7 +224,7 @@ class Services:
         taken = min(size, call.unsent_bytes)
         call.unsent_bytes -= taken
         self.unsent_bytes -= taken
-        if call.starved and call.unsent_bytes < STREAM_UNSENT_MAX:
+        if call.starved and call.unsent_bytes < call.unsent_max:
             self._starved[call] = True
         self._feed()
         return True
@@ -463,7 +465,7 @@ class Services:
         call.topics = topics
         if wait.credit:
             call.starved = True
-            if call.unsent_bytes < STREAM_UNSENT_MAX:
+            if call.unsent_bytes < call.unsent_max:
                 self._starved[call] = True
                 self._feed()
 
