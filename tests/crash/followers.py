@@ -64,13 +64,16 @@ class Followers:
     def is_etcd(self) -> bool:
         return self.server.kind == "etcd"
 
+    def endpoint_of(self, stream: str) -> str:
+        """Where a stream of this name goes."""
+        return self.server.endpoint
+
     def connect(self) -> None:
         for follower in self.all:
             if follower.stream not in self.streams:
                 window = SLOW_WINDOW_BYTES if follower.slow else None
-                self.streams[follower.stream] = WatchStream(
-                    self.server.endpoint, window_bytes=window, falsify=self.falsify
-                )
+                endpoint = self.endpoint_of(follower.stream)
+                self.streams[follower.stream] = WatchStream(endpoint, window_bytes=window, falsify=self.falsify)
             self._open(follower)
         for follower in self.all:
             watch = follower.watch
@@ -122,11 +125,14 @@ class Followers:
                 self._open(follower)
                 stream.wait(lambda follower=follower: follower.watch.created, "answer to the creation of a watch")
 
-    def collect(self, ended: bool = True) -> None:
-        """Take what came of every watch; `ended`: the server is dead, its streams have to end by themselves."""
+    def collect(self, ended: bool | set[str] = True) -> None:
+        """Take what came of every watch; `ended`: the server is dead, its streams have to end by themselves.
+
+        Of several servers those that are dead, by endpoint.
+        """
         for stream in self.streams.values():
             stream.resume()
-            if ended:
+            if stream.endpoint in ended if isinstance(ended, set) else ended:
                 stream.wait_end()
             stream.close()
             stream.check()

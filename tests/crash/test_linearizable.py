@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
-import threading
-from collections import defaultdict
 
 import pytest
 
 from tests.harness import target_server
-from tests.harness.servers import REPOSITORY
 
 from .linearizable import NEVER, Call, is_linearizable
+from .recorder import Recorder, history_of
 from .victims import choose
 
 SEED_VARIABLE = "ETCDFAST_CRASH_SEED"
-PROCESSES, THREADS, KEYS = 3, 3, 4
 KILLS = 4
 CALLS_BETWEEN = 250
 
@@ -53,62 +47,6 @@ def _cas(expected, value, result, began, ended):
 )
 def test_the_search_knows_right_from_wrong(calls, verdict) -> None:
     assert is_linearizable(calls) is verdict
-
-
-class Recorder:
-    """The processes of registers.py, and what they print."""
-
-    def __init__(self, endpoint: str, rng: random.Random) -> None:
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.crash.registers"]
-                + [endpoint, str(number), str(rng.getrandbits(32)), str(THREADS), str(KEYS)],
-                cwd=REPOSITORY,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(PROCESSES)
-        ]
-        self._readers = [threading.Thread(target=self._follow, args=(process,)) for process in self._processes]
-        for reader in self._readers:
-            reader.start()
-
-    def _follow(self, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout:
-            with self._changed:
-                self.lines.append(line)
-                self._changed.notify_all()
-
-    def wait_more(self, count: int, deadline_seconds: float = 30.0) -> None:
-        """Until so many more calls have ended well."""
-        target = self._answered() + count
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._answered() >= target, deadline_seconds):
-                raise AssertionError(f"{self._answered()} calls answered, {target} wanted in {deadline_seconds} s")
-
-    def _answered(self) -> int:
-        return sum('"?"' not in line for line in self.lines)
-
-    def end(self) -> list[str]:
-        for process in self._processes:
-            process.stdin.close()
-        for process, reader in zip(self._processes, self._readers, strict=True):
-            status = process.wait(30)
-            reader.join(30)
-            process.stdout.close()
-            assert status == 0, "a client met an answer that is none"
-        return self.lines
-
-
-def history_of(lines: list[str]) -> dict[str, list[Call]]:
-    found: dict[str, list[Call]] = defaultdict(list)
-    for line in lines:
-        key, kind, argument, result, began, ended = json.loads(line)
-        found[key].append(Call(kind, argument, result, began, NEVER if result == "?" else ended))
-    return found
 
 
 def test_registers_under_kill9() -> None:

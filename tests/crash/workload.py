@@ -17,6 +17,8 @@ from .history import Operation
 WRITERS = 4
 IN_FLIGHT = 12  # per writer: what one crash may leave unanswered
 HOT_KEYS = 4
+# What etcd's raft says of a write in times without a leader; these have no code of etcd's own.
+OF_RAFT = ("raft proposal dropped", "raft: stopped")
 BIG_VALUE_BYTES = 120_000  # every now and then, so that log segments fill up
 
 
@@ -25,7 +27,7 @@ class Writer(threading.Thread):
 
     def __init__(self, load: Load, number: int, rng: random.Random, keys: list[bytes]) -> None:
         super().__init__(name=f"writer-{number}", daemon=True)
-        self.load = load
+        self.load, self.number = load, number
         self.rng = rng
         self.prefix = b"%d/%d/" % (load.round, number)
         self.counter = itertools.count()
@@ -36,7 +38,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            with Client(self.load.server.endpoint, timeout_seconds=20) as client:
+            with Client(self.load.endpoint_of(self.number), self.load.call_seconds) as client:
                 self._write(client)
         except BaseException as error:  # noqa: BLE001 - raised again by the round
             self.failure = error
@@ -61,7 +63,7 @@ class Writer(threading.Thread):
             self.unanswered.append(operation)
             going = False
             # Unavailable and the like: the outcome is open. Anything else is an answer, and a wrong one.
-            if reply.code not in (1, 4, 14):
+            if reply.code not in (1, 4, 14) and reply.text not in OF_RAFT:
                 raise AssertionError(f"{operation.method} refused with {reply.code}: {reply.text}")
 
     def _answered(self, operation: Operation, reply: Reply) -> None:
@@ -100,6 +102,8 @@ class Load:
     pause_seconds: of each writer before each write, where something slower than the server has to follow.
     """
 
+    call_seconds = 20.0
+
     def __init__(
         self,
         server: Server,
@@ -118,6 +122,10 @@ class Load:
         self.writers = [
             Writer(self, number, random.Random(rng.getrandbits(64)), live[number::WRITERS]) for number in range(WRITERS)
         ]
+
+    def endpoint_of(self, number: int) -> str:
+        """Where a writer writes."""
+        return self.server.endpoint
 
     def start(self) -> None:
         for writer in self.writers:
