@@ -19,12 +19,26 @@ GLOBAL_FLAGS = (
     Flag("write-out", "string", "simple", "set the output format (fields, json, protobuf, simple, table)", "w"),
 )
 
+
+def _go(function, parse):
+    """`parse` with its errors in the words of Go's strconv, as cobra shows them."""
+
+    def parsed(text):
+        try:
+            return parse(text)
+        except ValueError as err:
+            reason = "invalid syntax" if str(err) == "parse error" else str(err)
+            raise ValueError(f"strconv.{function}: parsing {values.quote(text)}: {reason}") from None
+
+    return parsed
+
+
 _PARSERS = {
     "string": str,
-    "bool": values.boolean,
-    "uint": values.uint,
-    "int": values.int64,
-    "duration": values.duration,
+    "bool": _go("ParseBool", values.boolean),
+    "uint": _go("ParseUint", values.uint),
+    "int": _go("ParseInt", values.int64),
+    "duration": lambda text: values.duration_ns(text) / 1e9,
 }
 _SHOWN_KIND = {"bool": ""}
 

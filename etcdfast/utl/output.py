@@ -10,9 +10,7 @@ FORMATS = ("simple", "table", "json", "fields")
 
 def check_format(name):
     """Errors: UtlError, in the tools' words."""
-    if name == "protobuf":
-        raise UtlError("protobuf not supported as output format", BAD_FEATURE)
-    if name not in FORMATS:
+    if name not in (*FORMATS, "protobuf"):
         raise UtlError("unsupported output format", BAD_FEATURE)
 
 
@@ -22,6 +20,8 @@ def show(name, row, fields, names):
     row: [(heading, text)] for simple and table; fields: [(name, value)]; names: {json name: value}.
     """
     check_format(name)
+    if name == "protobuf":  # said late, as etcdutl does
+        raise UtlError("protobuf not supported as output format", BAD_FEATURE)
     if name == "simple":
         out = ", ".join(text for _, text in row)
     elif name == "json":
@@ -40,7 +40,7 @@ def table(headings, rows, left=0):
     line = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
 
     def centred(text, width):
-        left = (width - len(text) + 1) // 2
+        left = (width - len(text)) // 2
         return " " * left + text + " " * (width - len(text) - left)
 
     def joined(cells):

@@ -24,7 +24,7 @@ REVISION_MAX = (1 << 63) - 1
 
 def snapshot_restore(options, arguments):
     flags.require(options, "data-dir")
-    path = arguments[0]
+    source = arguments[0]
     if bool(options["bump-revision"]) != options["mark-compacted"]:
         raise UsageError("--bump-revision and --mark-compacted go together: the revisions left out must be compacted")
     members, own = _members(options)
@@ -32,15 +32,16 @@ def snapshot_restore(options, arguments):
     wal_dir = options["wal-dir"] or os.path.join(data_dir, "member", "wal")
     _check_empty("data-dir", data_dir)
     if options["wal-dir"]:
-        _check_empty("wal-dir", wal_dir)
-    output.say(f"restoring snapshot {path} to data directory {data_dir}, write-ahead log {wal_dir}")
+        _check_empty("wal-dir", wal_dir, "exists")
+    output.say(f"restoring snapshot {source} to data directory {data_dir}, write-ahead log {wal_dir}")
     building = os.path.join(data_dir, "member.part")
     # A directory that was there may be the mount point of a volume: it stays.
     made = [path for path in (data_dir, wal_dir) if not os.path.isdir(path)]
     try:
         snap_dir = os.path.join(building, "snap")
-        os.makedirs(snap_dir, mode=0o700)
-        with open_database(path) as reader:
+        for path in (data_dir, building, snap_dir):
+            os.makedirs(path, mode=0o700, exist_ok=path == data_dir)
+        with open_database(source) as reader:
             if not options["skip-hash-check"]:
                 check_digest(reader)
             write_database(reader, os.path.join(snap_dir, "db"), members, options["bump-revision"])
@@ -67,17 +68,19 @@ def _members(options):
     """([Member] by id, the own one) out of the flags. Errors: UtlError, in etcd's words."""
     try:
         pairs = values.cluster_map(options["initial-cluster"])
-        urls = values.urls(options["initial-advertise-peer-urls"])
+        advertised = values.urls(options["initial-advertise-peer-urls"])
     except ValueError as err:
         raise UtlError(str(err)) from None
+    if not pairs:
+        raise UtlError(f"couldn't find local name {values.quote(options['name'])} in the initial cluster configuration")
     try:
         checks.check_bootstrap(
             SimpleNamespace(
                 name=options["name"],
-                initial_cluster=options["initial-cluster"],
+                initial_cluster=",".join(f"{name}={url}" for name, urls in pairs for url in urls),
                 initial_members=pairs,
                 initial_cluster_state="new",
-                initial_advertise_peer_urls=urls,
+                initial_advertise_peer_urls=advertised,
             )
         )
     except checks.ConfigError as err:
@@ -87,13 +90,13 @@ def _members(options):
     return sorted(members), next(member for member in members if member.name == options["name"])
 
 
-def _check_empty(flag, path):
+def _check_empty(flag, path, otherwise="not empty or could not be read"):
     try:
         empty = not os.path.lexists(path) or not os.listdir(path)
     except OSError:
         empty = False
     if not empty:
-        raise UtlError(f"{flag} {values.quote(path)} not empty or could not be read")
+        raise UtlError(f"{flag} {values.quote(path)} {otherwise}")
 
 
 def check_digest(reader):
