@@ -64,6 +64,7 @@ EXTENSIONS = {
     "watchhub": [],  # watches: requests, changes, history, progress
     "hubface": [],  # the watch hub for Python
     "applyloop": [],  # the turn of the apply process: rings in, answers out
+    "servicegate": [],  # the loop as locks and elections see it
     "loadh2": ["nghttp2"],  # HTTP/2 client of the load generator
     "loadstm": [],  # software transactions of the load generator
     "loadgen": ["nghttp2"],  # HTTP/2 load generator of etcdfast-bench

@@ -88,6 +88,10 @@ cdef class ApplyLoop:
     cdef int take_calls(self) except -1
     cdef int take_call(self, ipc_record *r) except -1
     cdef int run_calls(self) except -1
+    cdef int take_other(self, ipc_record *r) except -1
+    # HARD: who leads has changed.
+    cdef int lead(self, bint leads, uint64_t term) except -1
+    cdef int answer_leases(self) except -1
     # Answer with what is in self.answer, or with an error.
     cdef int reply(self, const asker *who, int status) except -1
     cdef bint wait_awake(self) noexcept nogil

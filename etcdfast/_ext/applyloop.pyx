@@ -20,15 +20,16 @@ from etcdfast._ext.kvreq cimport (
 from etcdfast._ext.leaseclock cimport LeaseClock
 from etcdfast._ext.leaseops cimport LEASE_SLICED, REVOKE_KEYS_MAX
 from etcdfast._ext.longanswers cimport LongAnswers, key_of
-from etcdfast._ext.longread cimport PART_BYTES, answer_of_bytes, answer_of_run, asker, asker_of
+from etcdfast._ext.longread cimport answer_of_bytes, answer_of_run, asker, asker_of
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbox cimport Outbox
 from etcdfast._ext.outbuf cimport outbuf, outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
 from etcdfast._ext.rangeread cimport RANGE_END, RangeRun, range_open, range_refused, range_whole
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.ring cimport (
-    IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_END, IPC_ENTRY, IPC_HALF, IPC_HARD, IPC_MESSAGE, IPC_PART, IPC_NOBODY,
-    IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_SELF, IPC_SNAPSHOT, IPC_SNAPSHOT_DONE, Ring, ST_ALARMS, ST_APPLIED_INDEX,
+    IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_ENTRY, IPC_FORWARDED, IPC_HALF, IPC_HARD, IPC_MEMBER, IPC_MEMBERS,
+    IPC_NOBODY, IPC_PEER, IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_SELF, IPC_SNAPSHOT, IPC_SNAPSHOT_DONE,
+    Ring, ST_ALARMS, ST_APPLIED_INDEX,
     ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
     ST_TERM, StatusPage, ipc_record, record_payload, record_payload_len, ring_advance, ring_awake,
     ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get, status_put,
@@ -111,7 +112,7 @@ cdef class ApplyLoop:
             self.fa[i] = &ring.view
         self.out = out
         self.answers.out = out
-        self.leases.connect(out)
+        self.leases.connect(out, consensus.page)
         self.hub.ids = &self.ops.ids
         for i in range(self.frontends):
             self.hub.attach_ring(i, out.af[i])
@@ -191,6 +192,8 @@ cdef class ApplyLoop:
             worked |= self.run_calls()
         if self.leases.ops.settled_count:
             self.leases.settle()
+        if self.leases.answers:
+            self.answer_leases()
         if self.out.own:
             self.answer_own()
         if self.services_due:
@@ -200,6 +203,8 @@ cdef class ApplyLoop:
             # What found no room to propose tries again in every turn; that alone does not keep the loop awake.
             self.services_due = more or self.services.blocked
         self.out.deliver()
+        if self.out.members:
+            self.out.answer_members()
         self.hub.deliver()
         now = now_ns()
         worked |= self.hub.catch_up(now + SLICE_NS)
@@ -282,10 +287,7 @@ cdef class ApplyLoop:
                 asker_of(&who, r, r.method)
                 self.out.post(&who, IPC_REPLY, r.status, record_payload(r), record_payload_len(r))
             elif r.kind == IPC_HARD:
-                if status_get(self.consensus_page, ST_LEADER) == status_get(self.consensus_page, ST_MEMBER_ID):
-                    self.leases.promote(now_ns())
-                else:
-                    self.leases.demote()
+                self.lead(status_get(self.consensus_page, ST_LEADER) == self.ops.ids.member, r.term)
                 if not self.ready and self.applied_index >= r.index:
                     self.ready = True
                     self.publish()
@@ -297,10 +299,38 @@ cdef class ApplyLoop:
                 ring_advance(self.ca, r)
                 break   # of the state that this turn ends with
             else:
-                raise LoopError(f"record of kind {r.kind} from consensus")
+                self.take_other(r)
             ring_advance(self.ca, r)
         spin_note(&self.spin, <uint32_t>records)
         return records
+
+    cdef int take_other(self, ipc_record *r) except -1:
+        """What consensus says besides the log and those who wait behind it."""
+        cdef asker who
+        if r.kind == IPC_FORWARDED:
+            return self.leases.leader_said(r)
+        if r.kind == IPC_PEER and (r.method == RPC_LEASE_KEEP_ALIVE or r.method == RPC_LEASE_TIME_TO_LIVE):
+            return self.leases.member_asks(r)
+        payload = PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r))
+        if r.kind == IPC_PEER:
+            memset(&who, 0, sizeof(asker))
+            who.frontend = IPC_MEMBER
+            who.slot = <uint32_t>r.index
+            who.generation = <uint32_t>(r.index >> 32)
+            if len(self.calls) >= CALLS_MAX:
+                return self.out.post(&who, IPC_REPLY, ERR_TOO_MANY_REQUESTS, NULL, 0)
+            self.calls.append((self.cold.member_call(r.method, payload),
+                               PyBytes_FromStringAndSize(<char *>&who, sizeof(asker))))
+        elif r.kind == IPC_MEMBERS:
+            self.cold.set_members(payload, self.meta_batch)
+        else:
+            raise LoopError(f"record of kind {r.kind} from consensus")
+        return 0
+
+    cdef int lead(self, bint leads, uint64_t term) except -1:
+        self.leases.lead(leads, term, now_ns())
+        self.services.lead(leads)
+        return 0
 
     # ---- entries ----
 
@@ -430,6 +460,16 @@ cdef class ApplyLoop:
             self.reply(&who, status)
         return 0
 
+    cdef int answer_leases(self) except -1:
+        """Answers to LeaseTimeToLive, which may be long ones."""
+        cdef asker who
+        cdef bytes raw, payload
+        answers, self.leases.answers = self.leases.answers, []
+        for raw, payload in answers:
+            memcpy(&who, PyBytes_AS_STRING(raw), sizeof(asker))
+            self.reply_cold(&who, (0, payload))
+        return 0
+
     def answer_compacted(self):
         """Answer those who waited for the end of a physical compaction."""
         cdef asker who
@@ -499,14 +539,13 @@ cdef class ApplyLoop:
             if status == OPS_MALFORMED:
                 raise LoopError("a frontend passed on a transaction that is none, or writes")
             return self.reply(&who, status)
-        if r.method == RPC_LEASE_TIME_TO_LIVE or r.method == RPC_LEASE_LEASES:
-            if r.method == RPC_LEASE_TIME_TO_LIVE:
-                status = self.leases.ops.time_to_live(&message, &self.answer, now_ns())
-            else:
-                status = self.leases.ops.leases(&self.answer)
-            if status == OPS_MALFORMED:
-                raise LoopError("a frontend passed on a request for a lease that is none")
-            return self.reply(&who, status)
+        if r.frontend == IPC_SELF:
+            return self.out.post(&who, IPC_REPLY, 0, NULL, 0)   # a ReadIndex of the services: the state is new enough
+        if r.method == RPC_LEASE_TIME_TO_LIVE:
+            return self.leases.time_to_live(
+                &who, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)))
+        if r.method == RPC_LEASE_LEASES:
+            return self.reply(&who, self.leases.ops.leases(&self.answer))
         if len(self.calls) >= CALLS_MAX:
             return self.reply(&who, ERR_TOO_MANY_REQUESTS)
         made = self.cold.call(r.method, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)))
@@ -624,7 +663,7 @@ cdef class ApplyLoop:
         if r.kind == IPC_CREDIT:
             self.answers.credit(&who, <int64_t>r.index)
         elif r.kind == IPC_CANCEL:
-            if not self.answers.cancel(&who):
+            if not self.answers.cancel(&who) and not self.leases.cancel(key_of(&who)):
                 # Its read may still be on the way through consensus; the oldest are those surely gone.
                 if len(self.cancels) >= CANCELS_MAX:
                     del self.cancels[next(iter(self.cancels))]
@@ -653,50 +692,10 @@ cdef class ApplyLoop:
             self.answers.cancel(&who)
         return 0
 
-    def service_reply(self, bytes who, int status, bytes payload, bytes text):
-        """The whole answer of a call: a response, or an error whose text may replace the table's."""
-        cdef asker to
-        memcpy(&to, PyBytes_AS_STRING(who), sizeof(asker))
-        outbuf_reset(&self.answer)
-        append(&self.answer, text if status else payload)
-        if status:
-            self.out.post(&to, IPC_REPLY, status, self.answer.data, self.answer.size)
-        else:
-            self.reply(&to, 0)
-
-    def service_message(self, bytes who, bytes payload):
-        """One message of a stream; in parts when it is large."""
-        cdef asker to
-        cdef const char *data = PyBytes_AS_STRING(payload)
-        cdef uint64_t size = <uint64_t>PyBytes_GET_SIZE(payload)
-        cdef uint64_t at = 0
-        cdef uint64_t part
-        memcpy(&to, PyBytes_AS_STRING(who), sizeof(asker))
-        if size <= IPC_REPLY_BYTES_MAX:
-            self.out.post(&to, IPC_MESSAGE, 0, data, size)
-            return
-        self.out.begin(&to, size)
-        while at < size:
-            part = min(size - at, <uint64_t>PART_BYTES)
-            self.out.post(&to, IPC_PART, 0, data + at, part)
-            at += part
-
-    def service_end(self, bytes who, int status, bytes text):
-        cdef asker to
-        memcpy(&to, PyBytes_AS_STRING(who), sizeof(asker))
-        self.out.post(&to, IPC_END, status, PyBytes_AS_STRING(text), <uint64_t>PyBytes_GET_SIZE(text))
-
-    def propose(self, int method, bytes payload, uint32_t token, int flags=0):
-        """Ask consensus to log a request of this member's own; False while there is no room.
-
-        `token`: services.answered gets it with the answer; 0 when nobody waits."""
-        return bool(self.out.propose(
-            method, flags, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload), token))
-
     def tell_snapshot(self, uint64_t token, bytes payload):
         """Answer consensus' wish for a snapshot file; False while there is no room."""
         return bool(self.out.tell(
-            IPC_SNAPSHOT_DONE, token, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload)))
+            IPC_SNAPSHOT_DONE, token, 0, PyBytes_AS_STRING(payload), <uint64_t>PyBytes_GET_SIZE(payload)))
 
     # ---- answers ----
 
@@ -705,7 +704,7 @@ cdef class ApplyLoop:
             status = ERR_TOO_MANY_REQUESTS  # the answer alone is what could not be made
         if status:
             return self.out.post(who, IPC_REPLY, status, NULL, 0)
-        if self.answer.size <= IPC_REPLY_BYTES_MAX or who.frontend == IPC_SELF:
+        if self.answer.size <= IPC_REPLY_BYTES_MAX or who.frontend == IPC_SELF or who.frontend == IPC_MEMBER:
             return self.out.post(who, IPC_REPLY, 0, self.answer.data, self.answer.size)
         if self.answers.full or not self.answers.holds(self.answer.size):
             return self.out.post(who, IPC_REPLY, ERR_TOO_MANY_REQUESTS, NULL, 0)

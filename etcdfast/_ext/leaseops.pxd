@@ -21,7 +21,7 @@ from etcdfast._ext.outbuf cimport outbuf
 cdef enum:
     LEASE_WAITS = -3        # park the asker under the request's lease id until `settled` names that id
     LEASE_SLICED = -4       # revoke: go on with revoke_step
-    LEASE_NOT_PRIMARY = -5  # park the asker until promote()
+    LEASE_NOT_PRIMARY = -5  # only the leader can say
 
 cdef enum:
     OFFERS_MAX = 2048           # revokes proposed and not applied yet
@@ -76,9 +76,10 @@ cdef class LeaseOps:
 
     # ---- calls. ERR_ id or OPS_MALFORMED ----
 
-    # One LeaseKeepAliveResponse; also LEASE_WAITS, LEASE_NOT_PRIMARY. Answers of one stream must keep their order: a stream whose message is parked
-    # takes no further one.
+    # One LeaseKeepAliveResponse; also LEASE_WAITS, LEASE_NOT_PRIMARY. Answers of one stream must keep their order: a
+    # stream whose message is parked takes no further one.
     cdef int keep_alive(self, const bytes_view *message, outbuf *out, int64_t now_ns) except -1
+    # Also LEASE_NOT_PRIMARY.
     cdef int time_to_live(self, const bytes_view *message, outbuf *out, int64_t now_ns) except -1
     cdef int leases(self, outbuf *out) except -1
     # Lease ids whose parked askers are to be asked again, up to cap; call while settled_count is not 0.

@@ -7,7 +7,7 @@ from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from etcdfast._ext.errids cimport (
-    ERR_CORRUPT, ERR_LEADER_CHANGED, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, ERR_LEASE_TTL_TOO_LARGE, ERR_NONE,
+    ERR_CORRUPT, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, ERR_LEASE_TTL_TOO_LARGE, ERR_NONE,
     ERR_NO_SPACE,
 )
 from etcdfast._ext.kvops cimport ALARM_CORRUPT, OPS_MALFORMED, KvOps
@@ -344,7 +344,7 @@ cdef class LeaseOps:
         if decode_lease(message, &r) < 0:
             return OPS_MALFORMED
         if not self.primary:
-            return ERR_LEADER_CHANGED  # clients try again, as they do where etcd answers so
+            return LEASE_NOT_PRIMARY
         row = self.table.find(r.id)
         self.ops.header(out, self.mvcc.current)
         if r.id:

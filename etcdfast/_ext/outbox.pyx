@@ -1,21 +1,24 @@
 """What apply sends, and its sleep; see outbox.pxd."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close, read
 
+from etcdfast._ext.errids cimport ERR_INTERNAL
 from etcdfast._ext.longread cimport asker, record_to
 from etcdfast._ext.netsys cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
 )
 from etcdfast._ext.outbuf cimport outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
 from etcdfast._ext.ring cimport (
-    IPC_BEGIN, IPC_NOBODY, IPC_PROPOSE, IPC_SELF, Ring, ipc_record, record_payload, ring_await_room, ring_claim, ring_commit,
-    ring_publish, ring_view,
+    IPC_BEGIN, IPC_FORWARD, IPC_MEMBER, IPC_NOBODY, IPC_PEER_REPLY, IPC_PROPOSE, IPC_READ, IPC_SELF, Ring, ipc_record,
+    record_payload, ring_await_room, ring_claim, ring_commit, ring_publish, ring_view,
 )
+
+from collections import deque
 
 cdef enum:
     ROOM_WAIT_MS = 1000
@@ -43,6 +46,7 @@ cdef class Outbox:
         outbuf_init(&self.records)
         self.rings = [*to_frontends, to_consensus]
         self.own = []
+        self.members = deque()
         self.frontends = len(to_frontends)
         if not 0 < self.frontends <= FRONTENDS_MAX:
             raise LoopError(f"{self.frontends} frontends")
@@ -74,6 +78,10 @@ cdef class Outbox:
         cdef ipc_record *r
         if who.frontend == IPC_SELF:
             self.own.append((who.slot, status, PyBytes_FromStringAndSize(<const char *>data, <Py_ssize_t>size)))
+            return 0
+        if who.frontend == IPC_MEMBER:
+            self.members.append((<uint64_t>who.generation << 32 | who.slot, status,
+                                 PyBytes_FromStringAndSize(<const char *>data, <Py_ssize_t>size)))
             return 0
         r = <ipc_record *>outbuf_reserve(&self.records, padded)
         if r == NULL:
@@ -119,7 +127,9 @@ cdef class Outbox:
         (<ipc_record *>(self.records.data + at)).index = size
         return 0
 
-    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token) noexcept nogil:
+    cdef bint ask(self, int kind, int method, int flags, int frontend, uint32_t token, uint64_t deadline_ns,
+                  const void *data, uint64_t size) noexcept nogil:
+        """One record for consensus; False: no room now."""
         cdef ipc_record *r
         if self.ac == NULL or self.stopping:
             return False
@@ -127,18 +137,19 @@ cdef class Outbox:
         if r == NULL:
             return False
         memset(<char *>r + 4, 0, sizeof(ipc_record) - 4)
-        r.kind = IPC_PROPOSE
+        r.kind = <unsigned char>kind
         r.method = <unsigned char>method
         r.flags = <unsigned char>flags
-        r.frontend = IPC_SELF if token else IPC_NOBODY
+        r.frontend = <unsigned char>frontend
         r.slot = token
+        r.term = deadline_ns
         if size:
             memcpy(record_payload(r), data, size)
         ring_commit(self.ac, r)
         ring_publish(self.ac)
         return True
 
-    cdef bint tell(self, int kind, uint64_t index, const void *data, uint64_t size) noexcept nogil:
+    cdef bint tell(self, int kind, uint64_t index, uint32_t status, const void *data, uint64_t size) noexcept nogil:
         cdef ipc_record *r
         if self.ac == NULL or self.stopping:
             return False
@@ -149,11 +160,37 @@ cdef class Outbox:
         r.kind = <unsigned char>kind
         r.frontend = IPC_NOBODY
         r.index = index
+        r.status = status
         if size:
             memcpy(record_payload(r), data, size)
         ring_commit(self.ac, r)
         ring_publish(self.ac)
         return True
+
+    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token) noexcept nogil:
+        return self.ask(IPC_PROPOSE, method, flags, IPC_SELF if token else IPC_NOBODY, token, 0, data, size)
+
+    cdef bint forward(self, int method, const void *data, uint64_t size, uint32_t token, uint64_t deadline_ns) noexcept nogil:
+        return self.ask(IPC_FORWARD, method, 0, IPC_SELF, token, deadline_ns, data, size)
+
+    cdef bint read_index(self, int method, uint32_t token, uint64_t deadline_ns) noexcept nogil:
+        return self.ask(IPC_READ, method, 0, IPC_SELF, token, deadline_ns, NULL, 0)
+
+    cdef int answer_members(self) except -1:
+        cdef bytes payload
+        cdef uint64_t size
+        if self.ac == NULL or self.stopping:
+            self.members.clear()
+            return 0
+        while self.members:
+            token, status, payload = self.members[0]
+            size = <uint64_t>PyBytes_GET_SIZE(payload)
+            if size > self.ac.capacity // PEER_SHARE_OF_RING:
+                status, payload, size = ERR_INTERNAL, b"", 0
+            if not self.tell(IPC_PEER_REPLY, token, status, PyBytes_AS_STRING(payload), size):
+                break
+            self.members.popleft()
+        return 0
 
     cdef int wait_room(self, ring_view *ring, uint32_t length) except -1:
         """Wait for room: a frontend always drains this ring. 0 when there will be none: this process is told to

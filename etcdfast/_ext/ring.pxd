@@ -57,6 +57,7 @@ cdef inline uint32_t record_payload_len(ipc_record *r) noexcept nogil:
 cdef enum:
     IPC_NOBODY = 0xFF
     IPC_SELF = 0xFE          # apply itself waits: slot is its own token
+    IPC_MEMBER = 0xFD        # within apply: another member waits, slot and generation are the token of its PEER
 
 # Kinds of record. Frontend -> consensus:
 #   PROPOSE   payload = gRPC message bytes of `method`; term = deadline (CLOCK_MONOTONIC ns, 0 none)
@@ -64,9 +65,12 @@ cdef enum:
 #             (of MEMBER_ADD/REMOVE/UPDATE/PROMOTE and MOVE_LEADER: a call that consensus itself carries out)
 # Apply -> consensus:
 #   PROPOSE   as above, nobody waits or IPC_SELF
+#   READ      as above, IPC_SELF and without payload: comes back as a READ once the state is new enough
 #   FORWARD   ask the leader: method = LEASE_KEEP_ALIVE or LEASE_TIME_TO_LIVE, payload = gRPC message bytes,
-#             slot = token that FORWARDED brings back
-#   PEER_REPLY answer to PEER: index = its token, status = ERR_*, payload = bytes of the HTTP body
+#             slot = token that FORWARDED brings back; term = deadline (ns)
+#   PEER_REPLY answer to PEER: index = its token, status = ERR_*, payload = bytes of the HTTP body, for a status
+#             other than 0 its text. LEASE_NOT_FOUND is 404; NOT_LEADER (of a keep-alive), COMPACTED, FUTURE_REV 400;
+#             LEADER_CHANGED and everything else 500
 #   SNAPSHOT_DONE index = the token of SNAPSHOT, payload = JSON {"index","term","path","bytes"} or {"error"}
 # Frontend -> apply:
 #   CALL      what needs no log: serializable reads, Status, HashKV...; payload = gRPC message bytes
@@ -81,7 +85,8 @@ cdef enum:
 #   HARD      index = commit, term: state without entries (leader change), status page is newer
 #   PEER      another member asks over HTTP: index = token, method = LEASE_KEEP_ALIVE, LEASE_TIME_TO_LIVE or
 #             HASH_KV, payload = gRPC message bytes of that method
-#   FORWARDED the leader's answer to FORWARD: slot = token, status = ERR_*, payload = gRPC message bytes
+#   FORWARDED the leader's answer to FORWARD: slot = token, status = ERR_*, payload = gRPC message bytes.
+#             LEASE_NOT_FOUND is an answer; after any other error apply asks again until the call's time is over
 #   SNAPSHOT  write the state as it is here in order into a bbolt file (a helper does): index = token,
 #             payload = JSON {"term", "conf_state": {...}} of the place in the log
 #   MEMBERS   the membership as the log and its snapshot have it, before any entry: payload = JSON (after an import)

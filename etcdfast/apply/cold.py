@@ -4,11 +4,14 @@
 of the KV service. The engine (the hot path's state) is reached through its Python face only.
 """
 
+import json
+
+from etcdfast import log
 from etcdfast.api import errors, rpcs
 from etcdfast.apply import hashing
 from etcdfast.apply.alarms import NAMES, Alarms
 from etcdfast.apply.membership import Membership
-from etcdfast.cluster import entries
+from etcdfast.cluster import entries, membership
 from etcdfast.cluster.membership import ADD_LEARNER_NODE, ADD_NODE, REMOVE_NODE, UPDATE_NODE, read_context
 from etcdfast.formats.raftpb import decode_conf_change
 from etcdfast.version import SERVER_VERSION
@@ -39,6 +42,9 @@ class ColdPath:
             _id("Maintenance", "HashKV"): self._hash_kv,
             _id("Maintenance", "Defragment"): self._defragment,
             _id("Cluster", "MemberList"): self._member_list,
+            # Carried out by consensus, with the leader's help: here they are only answered.
+            _id("Cluster", "MemberPromote"): self._promoted,
+            _id("Maintenance", "MoveLeader"): self._leader_moved,
         }
         self._alarm_id = _id("Maintenance", "Alarm")
         self._promote_id = _id("Cluster", "MemberPromote")
@@ -99,6 +105,15 @@ class ColdPath:
         self._list_members(out)
         return 0, out.SerializeToString()
 
+    def _promoted(self, payload):
+        out = _pb().MemberPromoteResponse()
+        self._header(out, revision=False)
+        self._list_members(out)
+        return 0, out.SerializeToString()
+
+    def _leader_moved(self, payload):
+        return 0, b""  # etcd leaves out even the header
+
     def _list_members(self, out):
         for member in self.members.ordered():
             out.members.add(
@@ -120,6 +135,28 @@ class ColdPath:
         self._header(out)
         return 0, out.SerializeToString()
 
+    def member_call(self, method, payload):
+        """Answer another member's HashKV: as `call`, the response being the body of an HTTP answer.
+
+        Errors: KeyError for another method."""
+        handler = {_id("Maintenance", "HashKV"): self._hash_kv_body}[method]
+        return handler(payload)
+
+    def _hash_kv_body(self, payload):
+        try:
+            status, response = yield from self._hash_kv(payload)
+        except ValueError as fault:
+            return errors.ID["UNKNOWN"], str(fault).encode()
+        if status:
+            return status, errors.ERRORS[status].text.removeprefix("etcdserver: ").encode()
+        found = _pb().HashKVResponse.FromString(response)
+        body = {"header": {"revision": found.header.revision}, "hash": found.hash}
+        if found.compact_revision:
+            body["compact_revision"] = found.compact_revision
+        if found.hash_revision:
+            body["hash_revision"] = found.hash_revision
+        return 0, json.dumps(body, separators=(",", ":")).encode()
+
     def _hash_kv(self, payload):
         engine = self.engine
         revision = _pb().HashKVRequest.FromString(payload).revision
@@ -138,7 +175,12 @@ class ColdPath:
             engine.unpin(pin)
         return 0, out.SerializeToString()
 
-    # ---- entries ----
+    # ---- the log ----
+
+    def set_members(self, payload, batch):
+        """MEMBERS: the membership as consensus has it from log and snapshot. Errors: MembershipError."""
+        if self.members.replace(membership.Membership.from_json(payload), batch):
+            log.info("took the members from the write-ahead log", members=len(self.members.members))
 
     def entry(self, index, term, entry_type, data, batch, waited=True):
         """Apply one committed entry that is not the KV service's; writes go into `batch`.

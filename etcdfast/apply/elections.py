@@ -8,7 +8,7 @@ Source: etcd's client/v3/concurrency/election and v3election; seen live on 3.5.1
 """
 
 from etcdfast.api import rpcs
-from etcdfast.apply.services import Gone, Proposal, Refused, Wait, propose
+from etcdfast.apply.services import Gone, Pause, Proposal, ReadIndex, Refused, Wait, propose, read_index
 from etcdfast.apply.waitlines import (
     TXN,
     compare_created,
@@ -21,6 +21,8 @@ from etcdfast.apply.waitlines import (
     waiter_key,
 )
 
+LEADER, OBSERVE = (rpcs.BY_PATH[f"/v3electionpb.Election/{name}"].id for name in ("Leader", "Observe"))
+OBSERVE_RETRY_NS = 250_000_000
 NOT_LEADER = "election: not leader"
 NO_LEADER = "election: no leader"
 EXPIRED = "election: session is expired"
@@ -79,7 +81,7 @@ def resign(services, call, payload):
 
 def leader(services, call, payload):
     request = parsed(_pb().LeaderRequest, payload)
-    yield from ()  # a generator as all handlers, though it waits for nothing
+    yield from read_index(LEADER)
     record = services.space.first_created(request.name + b"/")
     if record is None:
         raise Refused(NO_LEADER)
@@ -96,6 +98,10 @@ def observe(services, call, payload):
     while True:
         while not call.may_send:
             yield Wait(credit=True)
+        # A stream without end waits for a leader as long as its client does.
+        while (yield ReadIndex(OBSERVE))[0]:
+            yield Pause(OBSERVE_RETRY_NS)
+            call.check()
         record, changes = space.first_created(prefix), ()
         seen = space.current_revision
         if record is None:

@@ -13,14 +13,9 @@ Methods:
     kept_at(key, main, sub, revision)        whether HashKV at `revision` takes that record
     kept_any(revision), live_count_at(revision)
     schedule_flush(), schedule_compaction()  RocksDB work in the background
-
-ServiceGate is what the services may ask of the loop.
 """
 
-from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, FLAG_NEW_ID
-from etcdfast.api import rpcs
-
-_LEASE_GRANT = rpcs.BY_PATH["/etcdserverpb.Lease/LeaseGrant"].id
+from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS
 
 
 class Engine:
@@ -104,20 +99,3 @@ class Engine:
 
     def schedule_compaction(self):
         self.store.start_compaction()
-
-
-class ServiceGate:
-    """The loop as apply/services.py sees it."""
-
-    def __init__(self, loop):
-        self._loop = loop
-        self.message = loop.service_message
-
-    def propose(self, method, request, token):
-        return self._loop.propose(method, request, token, FLAG_NEW_ID if method == _LEASE_GRANT else 0)
-
-    def reply(self, who, status, payload, text):
-        self._loop.service_reply(who, status, payload, text.encode())
-
-    def end(self, who, status, text):
-        self._loop.service_end(who, status, text.encode())

@@ -9,7 +9,7 @@ Source: etcd's client/v3/concurrency/mutex and v3lock; seen live on 3.5.1.
 """
 
 from etcdfast.api import rpcs
-from etcdfast.apply.services import Gone, Refused, propose
+from etcdfast.apply.services import Gone, Refused, propose, read_index
 from etcdfast.apply.waitlines import (
     DELETE_RANGE,
     TXN,
@@ -24,6 +24,7 @@ from etcdfast.apply.waitlines import (
     waiter_key,
 )
 
+LOCK = rpcs.BY_PATH["/v3lockpb.Lock/Lock"].id
 EXPIRED = "mutex: session is expired"
 
 
@@ -52,12 +53,25 @@ def lock(services, call, payload):
             if not (yield from wait_for_turn(services.space, prefix, key, revision)):
                 raise Refused(EXPIRED)
             call.check()
+            yield from _confirm(services, key, revision)
+            call.check()
             services.header(out.header)
     except Gone:
         if ours:
             yield from give_up(services.space, key, revision, DELETE_RANGE, delete_request(key))
         raise
     return 0, out.SerializeToString(), ""
+
+
+def _confirm(services, key, revision):
+    """A follower may learn late that a lease has ended: the lock is held if the key is there now, not here."""
+    try:
+        yield from read_index(LOCK)
+    except Refused:
+        yield from give_up(services.space, key, revision, DELETE_RANGE, delete_request(key))
+        raise
+    if not still_ours(services.space, key, revision):
+        raise Refused(EXPIRED)
 
 
 def unlock(services, call, payload):
@@ -68,7 +82,7 @@ def unlock(services, call, payload):
 
 
 HANDLERS = {
-    rpcs.BY_PATH["/v3lockpb.Lock/Lock"].id: lock,
+    LOCK: lock,
     rpcs.BY_PATH["/v3lockpb.Lock/Unlock"].id: unlock,
 }
 

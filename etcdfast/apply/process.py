@@ -15,12 +15,13 @@ from etcdfast._ext.leaseclock import LeaseClock
 from etcdfast._ext.leaseops import LeaseOps
 from etcdfast._ext.mvcc import Mvcc
 from etcdfast._ext.outbox import Outbox, SupervisorGone
+from etcdfast._ext.servicegate import ServiceGate
 from etcdfast._ext.watchhub import WatchHub
 from etcdfast.apply import elections, importing, locks
 from etcdfast.apply.autocompact import AutoCompaction
 from etcdfast.apply.cold import ColdPath
 from etcdfast.apply.compaction import Compactor
-from etcdfast.apply.engine import Engine, ServiceGate
+from etcdfast.apply.engine import Engine
 from etcdfast.apply.exports import Exports, remove_leftovers
 from etcdfast.apply.housekeeping import INTERVAL_NS, Housekeeper
 from etcdfast.apply.importing import ImportStopped
@@ -110,6 +111,7 @@ class Process:
             store, self.page, FLUSH_BYTES, self._config.snapshot_count, lambda: os.eventfd_write(self._doorbell, 1)
         )
         config = self._config
+        request_timeout_ns = round(config.request_timeout_seconds * 1e9)
         ops = KvOps(mvcc)
         leases = LeaseOps(
             ops,
@@ -124,7 +126,9 @@ class Process:
             int.from_bytes(os.urandom(8)),
             config.message_bytes_max,
         )
-        loop = self.loop = ApplyLoop(ops, hub, LeaseClock(leases), meta_batch, compactor, housekeeper, INTERVAL_NS)
+        loop = self.loop = ApplyLoop(
+            ops, hub, LeaseClock(leases, request_timeout_ns), meta_batch, compactor, housekeeper, INTERVAL_NS
+        )
         loop.start_at(*self._applied)
         compactor.attach(loop)
         housekeeper.attach(loop)
@@ -151,9 +155,10 @@ class Process:
             ServiceGate(loop),
             locks.HANDLERS | elections.HANDLERS | exports.handlers,
             config.max_request_bytes,
-            round(config.request_timeout_seconds * 1e9),
+            request_timeout_ns,
         )
         services.tick(time.monotonic_ns())
+        services.on_lead = self._lead
         self.auto_compaction = AutoCompaction(services, config.auto_compaction_mode, config.auto_compaction_amount)
         loop.attach_cold(ColdPath(self.engine, config.quota_bytes), services, exports)
         log.info(
@@ -166,6 +171,10 @@ class Process:
         )
         if not self._imported:
             importing.forget(self._snap_dir)
+
+    def _lead(self, leads):
+        """Who leads has changed: the leader alone compacts by itself."""
+        self.auto_compaction.paused = not leads
 
     def run(self):
         gc.collect()

@@ -3,6 +3,7 @@
 A handler is a generator. It yields what it waits for and goes on with the result:
 
     Proposal(method, request)    -> (error id, response bytes), once the entry is applied or refused
+    ReadIndex(method)            -> (error id, text), once the state is new enough for a linearizable read
     Wait(keys, prefix, credit)   -> [Change, ...] of those keys or below that prefix; [] when only credit came
     Pause(delay_ns)              -> None
 
@@ -26,6 +27,8 @@ What the loop must give (`loop`):
     propose(method, request, token) -> bool
             PROPOSE on `ac` with frontend IPC_SELF and slot = token; a LeaseGrant goes with IPC_FLAG_NEW_ID;
             False: no room now. `request` is at most `request_bytes_max` bytes
+    read(method, token, deadline_ns) -> bool
+            READ on `ac` with frontend IPC_SELF and slot = token; False: no room now
     reply(who, status, payload, text)
             the whole answer of a call: REPLY, or BEGIN/PART as for any long answer; `text` (str) replaces the
             table's when status is not 0 and it is not empty
@@ -38,7 +41,8 @@ and what it must call, after the turn's batch is written and in this order (`who
 equal for all records of a call; the times are CLOCK_MONOTONIC ns):
 
     changed(key, main, deleted)      each change of the turn in revision order, while `waiting` is not 0
-    answered(token, status, payload) each answer to a proposal of the services; payload: response, or text
+    answered(token, status, payload) each answer to a proposal or ReadIndex; payload: response, or text
+    lead(leads)                      who leads has changed
     call(method, payload, who), cancel(who) -> bool, credit(who, bytes) -> bool
                                      False: not a call of the services (any more); it may be a long answer by now
     tick(now_ns)                     at the latest at `next_due_ns` (0: nothing is due)
@@ -46,7 +50,7 @@ equal for all records of a call; the times are CLOCK_MONOTONIC ns):
                                      in `ac`: do not sleep longer than until there is some (ring_await_room)
 
 Handlers run in turn() only, so what they read is always the state at the end of a turn. It is this member's
-state: in a cluster, Leader and the first look of Observe have to wait for a ReadIndex, as etcd's do.
+state: what must be linearizable is read behind a ReadIndex or a proposal of the handler's own.
 """
 
 import heapq
@@ -65,6 +69,7 @@ UNSENT_MAX = 256 << 20  # of all streams
 TOKEN_MAX = (1 << 32) - 1
 
 Proposal = namedtuple("Proposal", "method request must", defaults=(False,))
+ReadIndex = namedtuple("ReadIndex", "method")
 Wait = namedtuple("Wait", "keys prefix credit", defaults=((), None, False))
 Pause = namedtuple("Pause", "delay_ns")
 Change = namedtuple("Change", "key main deleted")
@@ -169,6 +174,7 @@ class Services:
         self._order = 0
         self.now_ns = 0
         self.waiting = 0
+        self.on_lead = None  # called with whether this member leads, when that may have changed
 
     @property
     def blocked(self):
@@ -212,7 +218,8 @@ class Services:
         if call is None:
             return False
         self._leave(call)
-        if call.state == _WAITING or call.state == _UNSENT and not call.proposal.must:
+        reads = type(call.proposal) is ReadIndex
+        if call.state == _WAITING or call.state == _UNSENT and (reads or not call.proposal.must):
             self._resume(call, raised=Gone)
         return True
 
@@ -249,6 +256,10 @@ class Services:
         call = self._proposed.pop(token, None)
         if call is not None:  # else it was given up
             self._resume(call, (status, payload))
+
+    def lead(self, leads):
+        if self.on_lead is not None:
+            self.on_lead(leads)
 
     def tick(self, now_ns):
         """Let time pass."""
@@ -320,11 +331,12 @@ class Services:
                 if len(command.request) > self._request_bytes_max:
                     result = errors.ID["REQUEST_TOO_LARGE"], b""
                     continue
-                call.proposal = command
-                call.state = _UNSENT
-                self._set_due(call, self._timeout_ns)
-                if self._unsent or not self._offer(call):
-                    self._unsent.append(call)
+                self._ask(call, command)
+            elif kind is ReadIndex:
+                if call.gone:
+                    raised = Gone
+                    continue
+                self._ask(call, command)
             elif kind is Wait:
                 if call.gone:
                     raised = Gone
@@ -382,7 +394,14 @@ class Services:
         self._order += 1
         heapq.heappush(self._due, (self.now_ns + delay_ns, self._order, call, call.number))
 
-    # ---- proposals ----
+    # ---- proposals and ReadIndexes ----
+
+    def _ask(self, call, command):
+        call.proposal = command
+        call.state = _UNSENT
+        self._set_due(call, self._timeout_ns)
+        if self._unsent or not self._offer(call):
+            self._unsent.append(call)
 
     def _offer(self, call):
         token = self._last_token
@@ -390,7 +409,12 @@ class Services:
             token = token % TOKEN_MAX + 1
             if token not in self._proposed:
                 break
-        if not self._loop.propose(call.proposal.method, call.proposal.request, token):
+        wanted = call.proposal
+        if type(wanted) is ReadIndex:
+            sent = self._loop.read(wanted.method, token, self.now_ns + self._timeout_ns)
+        else:
+            sent = self._loop.propose(wanted.method, wanted.request, token)
+        if not sent:
             return False
         self._last_token = token
         self._proposed[token] = call
@@ -399,8 +423,8 @@ class Services:
         return True
 
     def _late(self, call):
-        """A proposal under way has had its time."""
-        if call.who is None:
+        """A proposal or a ReadIndex under way has had its time."""
+        if call.who is None or type(call.proposal) is ReadIndex:
             del self._proposed[call.token]
             self._resume(call, (errors.ID["TIMEOUT"], b""))
         elif call.overdue:
@@ -492,6 +516,13 @@ def propose(method, request, must=False):
     if status:
         raise Refused(text_of(status, payload))
     return payload
+
+
+def read_index(method):
+    """For handlers: what they read next is linearizable. Errors: Refused with the text of the error."""
+    status, text = yield ReadIndex(method)
+    if status:
+        raise Refused(text_of(status, text))
 
 
 def text_of(status, payload=b""):

@@ -110,6 +110,8 @@ class LeaseRig:
     def time_to_live(self, lease, keys=True):
         request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease, keys=keys)
         status, answer = self.ops.call("time_to_live", request.SerializeToString(), self.now)
+        if status == NOT_PRIMARY:
+            return status
         if status:
             return errors.ERRORS[status].symbol
         return rpc_pb2.LeaseTimeToLiveResponse.FromString(answer)

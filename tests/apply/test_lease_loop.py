@@ -199,10 +199,13 @@ def test_keep_alives_wait_until_somebody_leads(tmp_path):
     rig.keep_alive(501, 1)
     rig.keep_alive(501, 2)
     assert rig.answered(501) == []
-    assert rig.query("LeaseTimeToLive", ID=1) == "LEADER_CHANGED"
+    left = rig.read("LeaseTimeToLive", rpc_pb2.LeaseTimeToLiveRequest(ID=1))
+    assert left not in rig.settle()
     rig.lead()
-    assert rig.answered(501) == [(1, 60), (2, 0)]
-    rig.lead(leader=5)
+    found = rig.settle()
+    assert [ttl_of(record) for record in found[501]] == [(1, 60), (2, 0)]
+    assert rpc_pb2.LeaseTimeToLiveResponse.FromString(found[left][0]["payload"]).TTL in (59, 60)
+    rig.lead(leader=0)
     rig.keep_alive(501, 1)
     assert rig.answered(501) == []
     rig.lead()

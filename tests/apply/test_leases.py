@@ -340,7 +340,7 @@ def test_only_a_leader_counts(rig):
     rig.advance(10_000)
     assert rig.ops.next_due == NEVER and rig.expire() == []
     assert rig.keep_alive(1) == NOT_PRIMARY and rig.keep_alive(77) == NOT_PRIMARY
-    assert rig.time_to_live(1) == "LEADER_CHANGED"
+    assert rig.time_to_live(1) == NOT_PRIMARY
     assert sorted(rig.listed()) == [1, 2]
 
 

@@ -246,12 +246,12 @@ def test_cancelled_between_its_turn_and_its_answer(world, monkeypatch):
     waiters = [lock(world, b"a", 2), lock(world, b"b", 3)]
     world.settle()
     assert set(world.answers) == {first, second}
-    monkeypatch.setattr(runtime, "STEPS_MAX", 1)
+    world.reads_held = True
     for key in (b"a/1", b"b/1"):
-        world.model.delete_range(rpc_pb2.DeleteRangeRequest(key=key))
-    for change in world.model.changes:
-        world.services.changed(*change)
-    world.model.changes = []
+        world.apply(DELETE, rpc_pb2.DeleteRangeRequest(key=key))
+    world.reads_held = False
+    monkeypatch.setattr(runtime, "STEPS_MAX", 1)
+    world.answer_reads()
     world.services.turn()
     answered = [who for who in waiters if who in world.answers]
     assert len(answered) == 1
@@ -259,6 +259,48 @@ def test_cancelled_between_its_turn_and_its_answer(world, monkeypatch):
     world.services.cancel(other)
     world.settle()
     assert other not in world.answers and world.keys() == [world.answers[answered[0]].message.key]
+
+
+def test_a_lease_that_ended_elsewhere_is_seen_before_the_answer(world):
+    """On a follower the end of our own lease may be in the log and not here yet when our turn comes."""
+    lock(world, b"n", 1)
+    waiter = lock(world, b"n", 2)
+    world.settle()
+    world.reads_held = True
+    world.apply(DELETE, rpc_pb2.DeleteRangeRequest(key=b"n/1"))
+    assert waiter not in world.answers
+    world.apply(REVOKE, rpc_pb2.LeaseRevokeRequest(ID=2))
+    world.reads_held = False
+    world.settle()
+    assert world.answers[waiter] == (UNKNOWN, EXPIRED, None)
+    world.assert_idle()
+
+
+def test_a_lock_that_cannot_be_confirmed_is_given_up(world):
+    lock(world, b"n", 1)
+    waiter = lock(world, b"n", 2)
+    world.settle()
+    world.reads_held = True
+    world.apply(DELETE, rpc_pb2.DeleteRangeRequest(key=b"n/1"))
+    world.answer_reads("NO_LEADER")
+    world.reads_held = False
+    world.settle()
+    assert world.answers[waiter] == (UNKNOWN, "etcdserver: no leader", None)
+    assert world.keys() == []
+    world.assert_idle()
+
+
+def test_cancelled_while_the_lock_is_confirmed(world):
+    lock(world, b"n", 1)
+    waiter = lock(world, b"n", 2)
+    world.settle()
+    world.reads_held = True
+    world.apply(DELETE, rpc_pb2.DeleteRangeRequest(key=b"n/1"))
+    world.services.cancel(waiter)
+    world.reads_held = False
+    world.settle()
+    assert waiter not in world.answers and world.keys() == []
+    world.assert_idle()
 
 
 def test_two_calls_wait_with_one_key(world):

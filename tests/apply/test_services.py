@@ -34,6 +34,11 @@ class Bare:
             self.proposed.append((method, request, token))
         return self.room
 
+    def read(self, method, token, deadline_ns):
+        if self.room:
+            self.proposed.append((method, None, token))
+        return self.room
+
     def reply(self, who, status, payload, text):
         assert who not in self.replies
         self.replies[who] = status, payload, text
@@ -334,4 +339,4 @@ def test_a_put_nobody_waits_for_costs_nothing_but_a_look():
         world.apply(PUT, rpc_pb2.PutRequest(key=b"n/%d" % (100 + i)))
     assert not ran
     world.apply(DELETE, rpc_pb2.DeleteRangeRequest(key=b"n/1"))
-    assert len(ran) == 1
+    assert len(ran) == 2  # woken, and once more behind its ReadIndex

@@ -32,10 +32,18 @@ class Wired:
                 self.tell("CREDIT", record["stream"], len(record["payload"]))
             worked = True
         while (record := self.rig.ac.pop()) is not None:
+            worked = True
+            if record["kind"] == KINDS["READ"]:
+                self.read(record)
+                continue
             assert record["kind"] == KINDS["PROPOSE"]
             self.proposed.append(record)
-            worked = True
         return worked
+
+    def read(self, record):
+        """A ReadIndex of the services, confirmed at once."""
+        assert record["frontend"] == SELF and record["term"]
+        assert self.rig.ca.push(KINDS["READ"], method=record["method"], frontend=SELF, slot=record["slot"])
 
     def turn(self):
         idle = 0

@@ -129,6 +129,8 @@ class World:
         self.services.tick(self.now_ns)
         self.room = 1 << 30  # proposals that the ring takes
         self.pending = []
+        self.reads = []  # tokens of ReadIndexes
+        self.reads_held = False  # else they are answered in the same turn
         self.log = []  # (method, request bytes) committed
         self.answers = {}
         self.messages = {}
@@ -142,6 +144,11 @@ class World:
         if len(self.pending) >= self.room:
             return False
         self.pending.append(Pending(method, request, token))
+        return True
+
+    def read(self, method, token, deadline_ns):
+        assert 0 < token < 1 << 32 and deadline_ns > self.now_ns
+        self.reads.append(token)
         return True
 
     def reply(self, who, status, payload, text):
@@ -171,8 +178,14 @@ class World:
         return who
 
     def turn(self):
-        while self.services.turn():
-            pass
+        while self.services.turn() or self.reads and not self.reads_held:
+            if not self.reads_held:
+                self.answer_reads()
+
+    def answer_reads(self, symbol="NONE"):
+        taken, self.reads = self.reads, []
+        for token in taken:
+            self.services.answered(token, errors.ID[symbol], b"")
 
     def settle(self):
         """Commit what is proposed, one entry per turn, until nothing is left to do."""
