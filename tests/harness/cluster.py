@@ -285,18 +285,21 @@ class Cluster:
 
     # -- changes ------------------------------------------------------------------------------
 
+    def new_member(self, kind: str, *, learner: bool = False, flags: Sequence[str] = ()) -> ClusterMember:
+        """A member that knows the others, but neither started nor known to them."""
+        new = self._new(kind, "-", flags)
+        new.learner = learner
+        new.joins = self._initial([*self.members, new])
+        return new
+
     def add(
         self, kind: str, *, learner: bool = False, flags: Sequence[str] = (), by: ClusterMember | None = None
     ) -> ClusterMember:
         """Add a member to the cluster, start it, and wait until it serves."""
-        number = self._numbers + 1
-        new = self._new(kind, "-", flags)
-        assert new.number == number
-        new.learner = learner
+        new = self.new_member(kind, learner=learner, flags=flags)
         # An answer may be lost, and a second call then finds the address taken: the list tells.
         request = pb.MemberAddRequest(peerURLs=[new.peer_url], isLearner=learner)
         self.call("MemberAdd", request, by=by, done=lambda: self._is_listed(new))
-        new.joins = self._initial([*self.members, new])
         self.members.append(new)
         new.start(CHANGE_SECONDS)
         self._name_all()
