@@ -22,8 +22,9 @@ LEASE_CALLS = {
 class LeaseLoop(Rig):
     """`short` TTLs of a second are allowed, and this member leads unless told otherwise."""
 
-    def __init__(self, path, lead=True, **config):
-        super().__init__(path, config=Config(**{"election_timeout": 100, "heartbeat_interval": 10} | config))
+    def __init__(self, path, lead=True, ring_bytes=1 << 22, **config):
+        config = Config(**{"election_timeout": 100, "heartbeat_interval": 10} | config)
+        super().__init__(path, ring_bytes, config)
         if lead:
             self.lead()
 
