@@ -9,7 +9,7 @@ help:
 	@echo "make build            system packages, .venv, extensions (nothing to do when up to date)"
 	@echo "make test [ARGS=...]  build and run all tests; ARGS go to pytest"
 	@echo "make asan [ARGS=...]  tests under AddressSanitizer and UBSan, in a copy below build/"
-	@echo "make soak             a thousand rounds of kill -9 and ten long differential runs (an hour)"
+	@echo "make soak             a thousand rounds of kill -9, of cluster faults, ten long differential runs (two hours)"
 	@echo "make bench [ARGS=...] side-by-side run against real etcd (bench/compare.py)"
 	@echo "make lint             ruff"
 	@echo "make clean            remove what was built; .venv and data stay"
@@ -29,6 +29,8 @@ asan: build
 
 soak: build
 	@ETCDFAST_CRASH_ROUNDS=1000 ETCDFAST_STORM_ACTIONS=20000 $(BIN)/python -m pytest -s tests/crash $(ARGS)
+	@for part in 1 2 3 4 5 6 7 8 9 10; do \
+		ETCDFAST_CLUSTER_ROUNDS=30 $(BIN)/python -m pytest -s tests/cluster/test_faults.py $(ARGS) || exit 1; done
 	@for seed in 1 2 3 4 5 6 7 8 9 10; do \
 		$(BIN)/python -m tests.differential.replay $$seed --calls 100000 || exit 1; \
 		$(BIN)/python -m tests.differential.watch_replay $$seed --steps 20000 || exit 1; done
