@@ -22,7 +22,6 @@ from etcdfast._ext.walrec cimport (
     WALREC_SNAPSHOT,
     WALREC_STATE,
     WALREC_TORN,
-    walrec_all_zero,
     walrec_entry,
     walrec_frame,
     walrec_later_commit_covers,
@@ -212,17 +211,6 @@ cdef class LogScan:
             code = self.keep(base, <size_t>view.shape[0], last)
             if code != WALREC_OK:
                 return code
-
-    def tail_is_zero(self):
-        """True when nothing but zeros follows the last good frame of the last segment."""
-        cdef const uint8_t[::1] view = self.table.segments[len(self.table.segments) - 1]
-        cdef const uint8_t *base = &view[0]
-        cdef const uint8_t *start = base + self.offset
-        cdef const uint8_t *end = base + view.shape[0]
-        cdef bint zero
-        with nogil:
-            zero = walrec_all_zero(start, end)
-        return zero
 
     cdef int walk(self, const uint8_t *base, size_t size, uint32_t segment, bint last) noexcept nogil:
         """Frames up to the next metadata or snapshot record, left unread (OK), or to an end or error."""

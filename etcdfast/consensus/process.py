@@ -17,7 +17,7 @@ from etcdfast._ext.walio import WalError
 from etcdfast.consensus import requests
 from etcdfast.consensus.raft import ROLE_NAMES, ConfChange, Raft, RaftConfig
 from etcdfast.consensus.snapshots import Snapshots
-from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, StorageError, open_member
+from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, StorageError, open_member, settle
 from etcdfast.formats.raftpb import decode_conf_change
 from etcdfast.version import CLUSTER_VERSION
 
@@ -106,11 +106,11 @@ class Process:
         return self._apply[APPLY_WORDS["applied_index"]]
 
     def _start(self, applied):
-        opened, config = self.opened, self.config
+        config = self.config
+        self.opened = opened = settle(config, self.opened, applied, self._apply[APPLY_WORDS["applied_term"]])
         self._check_members()
-        self._check_applied(applied)
-        commit = max(opened.hard_state.commit, applied)
-        hard_state = opened.hard_state._replace(commit=commit)
+        hard_state = opened.hard_state
+        commit = hard_state.commit
         self.runs = list(opened.runs)
         self.membership = opened.membership
         self.snapshots = Snapshots(os.path.join(config.member_dir, "snap"), config.snapshot_count, opened.snapshot)
@@ -118,7 +118,7 @@ class Process:
             RaftConfig(opened.member_id, config.election_timeout // config.heartbeat_interval, random.randrange),
             opened.log,
             hard_state,
-            self.membership.conf_state(),
+            opened.conf_state,
             opened.applied_conf_index,
         )
         self.loop = Loop(
@@ -136,7 +136,7 @@ class Process:
             tick_seconds=config.heartbeat_interval / 1000,
             handed=applied,
             commit=commit,
-            hard_state=tuple(opened.hard_state),
+            hard_state=tuple(hard_state),
         )
         log.info(
             "starting raft",
@@ -161,33 +161,6 @@ class Process:
             raise StorageError(
                 f"the write-ahead log {self.config.wal_path} is of a cluster of more than one member ({listed}; "
                 f"this is {own:x}): only a single one is supported yet"
-            )
-
-    def _check_applied(self, applied):
-        opened = self.opened
-        last = opened.log.last_index
-        first = opened.table.entry(0)[2] if opened.table is not None and len(opened.table) else None
-        if first is None:
-            first = opened.log.first_index
-        if applied > last:
-            raise StorageError(
-                f"the store has applied index {applied}, but the write-ahead log {self.config.wal_path} ends at "
-                f"{last}: one of them is lost or belongs to another member",
-                corrupt=True,
-            )
-        applied_term = self._apply[APPLY_WORDS["applied_term"]]
-        log_term = _term_in_log(opened, applied)
-        if applied_term and log_term and applied_term != log_term:
-            raise StorageError(
-                f"the store has entry {applied} of term {applied_term}, but in the write-ahead log "
-                f"{self.config.wal_path} it is of term {log_term}: they belong to different members",
-                corrupt=True,
-            )
-        if applied + 1 < first:
-            raise StorageError(
-                f"the store has applied index {applied}, but the write-ahead log {self.config.wal_path} begins at "
-                f"{first}: the entries between are lost",
-                corrupt=True,
             )
 
     # ---- the loop --------------------------------------------------------------------------------
@@ -363,17 +336,6 @@ class Process:
             self.opened.disk.close()
         except WalError as err:
             raise DiskFailed(str(err)) from None
-
-
-def _term_in_log(opened, index):
-    """Term of an entry of the log read at start, or of the snapshot it goes on from; 0 when it is neither."""
-    if index == opened.snapshot[0]:
-        return opened.snapshot[1]
-    table = opened.table
-    if table is None or not len(table):
-        return 0
-    row = index - table.entry(0)[2]
-    return table.entry(row)[1] if 0 <= row < len(table) else 0
 
 
 def _catch_sigterm():

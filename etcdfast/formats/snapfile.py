@@ -20,6 +20,7 @@ from etcdfast.formats.raftpb import (
 )
 
 _NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.snap")
+_DATABASE = re.compile(r"[0-9a-f]{16}\.snap\.db")
 FILE_BYTES_MAX = 64 << 20  # membership only: far more is no file of ours
 
 
@@ -96,10 +97,30 @@ def set_aside(directory, name):
     os.replace(path, path + ".broken")
 
 
-def purge(directory, keep):
-    """Remove all but the `keep` newest snapshot files. Errors: OSError."""
-    for name in names(directory)[keep:]:
-        os.unlink(os.path.join(directory, name))
+def database_name(index):
+    """Name of the database that came with a snapshot from a leader."""
+    return f"{index:016x}.snap.db"
+
+
+def remove(directory, name):
+    """Remove one snapshot file and the database that came with it. Errors: OSError."""
+    for each in (name, database_name(position(name)[1])):
+        try:
+            os.unlink(os.path.join(directory, each))
+        except FileNotFoundError:
+            pass
+
+
+def purge(directory, keep, index=0):
+    """Remove all but the `keep` newest snapshot files (0: keep all), and databases that came with snapshots before
+    `index`. Errors: OSError."""
+    gone = names(directory)[keep:] if keep else []
+    gone += [name for name in os.listdir(directory) if _DATABASE.fullmatch(name) and int(name[:16], 16) < index]
+    for name in gone:
+        try:
+            os.unlink(os.path.join(directory, name))
+        except FileNotFoundError:  # an import that is through with it removes it too
+            pass
 
 
 # ---- membership as a v2 store ---------------------------------------------------------------------

@@ -139,7 +139,10 @@ def _scan(wanted, snapshot_index):
     code, path = walscan.END, wanted[0].path
     for segment in wanted:
         path = segment.path
-        code = scan.segment(_map(path), segment is wanted[-1])
+        content = _map(path)
+        code = scan.segment(content, segment is wanted[-1])
+        if content:
+            content.madvise(mmap.MADV_DONTNEED)  # walked to its last zero; only what is read again shall stay
         if code != walscan.END:
             break
     return scan, code, path
@@ -176,8 +179,18 @@ def _log(scan, older, wanted, snapshot, durable_index):
         position=(scan.offset, scan.crc, last_index, last_term),
         segments=wanted,
         released=older,
-        tail_is_zero=scan.tail_is_zero(),
+        tail_is_zero=_is_zero_from(path, scan.offset),
     )
+
+
+def _is_zero_from(path, offset):
+    """Nothing but zeros from `offset` to the end; read, not mapped: 64 MB would count as own memory."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while chunk := file.read(len(_ZEROS)):
+            if chunk != _ZEROS[: len(chunk)]:
+                return False
+    return True
 
 
 # ---- opening for append ---------------------------------------------------------------------------
@@ -191,7 +204,7 @@ def open_for_append(
     settings: of `_ext.walio.Wal` (buffer_bytes, max_wals, spin_seconds, record_bytes_max).
     Errors: WalLocked, WalCorrupt, WalMissing, OSError.
     """
-    faults = _plan(faults)
+    faults = fault_plan(faults)
     older, wanted = select_segments(list_segments(directory), snapshot[0])
     descriptors = []
     try:
@@ -221,7 +234,7 @@ def open_for_append(
             os.close(fd)
 
 
-def _plan(faults):
+def fault_plan(faults):
     """A FaultPlan, its spec as text, or None; the tests of whole members hand it down by environment."""
     spec = os.environ.get(FAULTS_VARIABLE) if faults is None else faults
     return FaultPlan(spec) if isinstance(spec, str) and spec else faults
@@ -303,7 +316,7 @@ def create(directory, metadata, *, segment_bytes=SEGMENT_BYTES, prewrite=True, f
     metadata: marshalled etcdserverpb.Metadata {1: member id, 2: cluster id}.
     Errors: FileExistsError, OSError.
     """
-    faults = _plan(faults)
+    faults = fault_plan(faults)
     directory = os.fspath(directory)
     if os.path.lexists(directory) and os.listdir(directory):
         raise FileExistsError(f"write-ahead log directory exists: {directory}")

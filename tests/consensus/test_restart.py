@@ -309,13 +309,6 @@ def test_a_log_of_several_voters_is_refused_by_name(config):
     assert "3039" in error and "more than one member" in error
 
 
-def test_joining_a_cluster_is_refused_by_name(config):
-    error = refused(config._replace(initial_cluster_state="existing"), 0, 1)
-    assert "--initial-cluster-state existing" in error
-    error = refused(config._replace(initial_cluster="default=http://localhost:2380,b=http://h:1"), 0, 1)
-    assert "2 members" in error
-
-
 def test_a_log_in_use_is_refused(config):
     with Member(config) as member:
         member.start()
