@@ -27,13 +27,14 @@ class UnknownEntry(Exception):
 class ColdPath:
     """Handlers by RPC id and by entry kind.
 
-    `engine` as documented in etcdfast/apply/engine; `quota_bytes` is what the operator configured.
+    `engine` as documented in etcdfast/apply/engine; `quota_bytes` and `learners_max` are what the operator
+    configured.
     """
 
-    def __init__(self, engine, quota_bytes):
+    def __init__(self, engine, quota_bytes, learners_max=membership.LEARNERS_MAX):
         self.engine = engine
         self.quota_bytes = quota_bytes or DEFAULT_QUOTA_BYTES
-        self.members = Membership(engine.store)
+        self.members = Membership(engine.store, learners_max)
         self.alarms = Alarms(engine.store)
         engine.set_alarms(self.alarms.bits())
         self._calls = {

@@ -160,7 +160,7 @@ class Process:
         services.tick(time.monotonic_ns())
         services.on_lead = self._lead
         self.auto_compaction = AutoCompaction(services, config.auto_compaction_mode, config.auto_compaction_amount)
-        loop.attach_cold(ColdPath(self.engine, config.quota_bytes), services, exports)
+        loop.attach_cold(ColdPath(self.engine, config.quota_bytes, config.max_learners), services, exports)
         log.info(
             "loaded the key-value store",
             revisions=records,

@@ -3,8 +3,8 @@
 import os
 from collections import namedtuple
 
-from etcdfast.config.settings import FRONTENDS_MAX, GIB, REFUSED, RENAMED, RETIRED, SETTINGS, field_of
-from etcdfast.config.values import cluster_map, compaction_retention
+from etcdfast.config.settings import FEATURE_GATES, FRONTENDS_MAX, GIB, REFUSED, RENAMED, RETIRED, SETTINGS, field_of
+from etcdfast.config.values import cluster_map, compaction_retention, feature_gates
 
 _FIELDS = [field_of(setting) for setting in SETTINGS if setting.status not in (RETIRED, REFUSED, RENAMED)]
 
@@ -65,6 +65,19 @@ class Config(namedtuple("Config", _FIELDS)):
     def election_ticks(self):
         """Election timeout in heartbeat intervals, rounded down as in etcd."""
         return self.election_timeout // self.heartbeat_interval
+
+    @property
+    def initial_corrupt_check(self):
+        """Whether a member compares its data with the others' before it serves."""
+        return self._gate("InitialCorruptCheck", self.experimental_initial_corrupt_check)
+
+    @property
+    def compact_hash_check(self):
+        """Whether the leader compares members after each compaction."""
+        return self._gate("CompactHashCheck", self.experimental_compact_hash_check_enabled)
+
+    def _gate(self, name, otherwise):
+        return feature_gates(self.feature_gates, FEATURE_GATES).get(name, otherwise)
 
     @property
     def initial_members(self):

@@ -83,15 +83,35 @@ def refuse(setting, value):
         raise ValueError(setting.help)
 
 
+def known_feature_gates(setting, value):
+    values.feature_gates(value, FEATURE_GATES)
+
+
+# Gates of etcd's newest release. True or False: what it is here unless set; None: nothing to switch in etcdfast.
+# The corruption check at start is on, unlike in etcd.
+FEATURE_GATES = {
+    "StopGRPCServiceOnDefrag": None,
+    "InitialCorruptCheck": True,
+    "CompactHashCheck": False,
+    "TxnModeWriteWithSharedBuffer": None,
+    "LeaseCheckpoint": None,
+    "LeaseCheckpointPersist": None,
+    "SetMemberLocalAddr": None,
+    "FastLeaseKeepAlive": None,
+    "PriorityRequest": None,
+}
+
 MEMBER, CLUSTERING, COMPACTION, LOGGING, BACKEND = "Member", "Clustering", "Auto-compaction", "Logging", "Backend"
-UNSAFE, OWN = "Unsafe feature", "etcdfast"
+CORRUPTION, UNSAFE, OWN = "Corruption checks", "Unsafe feature", "etcdfast"
 
 # Names of etcd 3.5, which calls them experimental.
 RENAMED_TO = {
     f"experimental-{name}": name
     for name in (
+        "compact-hash-check-time",
         "compaction-batch-limit",
         "compaction-sleep-interval",
+        "corrupt-check-time",
         "downgrade-check-time",
         "max-learners",
         "snapshot-catchup-entries",
@@ -242,6 +262,34 @@ _ROWS = (
         COMPACTION,
         "What auto-compaction keeps: 0 is off.",
     ),
+    Setting(
+        "corrupt-check-time",
+        DURATION,
+        3600.0,
+        CORRUPTION,
+        "Time between two comparisons of all members' data by the leader; 0s is off.",
+        not_negative,
+    ),
+    Setting(
+        "compact-hash-check-time",
+        DURATION,
+        60.0,
+        CORRUPTION,
+        "Time between two looks for a compaction to compare members at (feature gate CompactHashCheck).",
+        positive,
+    ),
+    Setting(
+        "feature-gates",
+        STRING,
+        "",
+        CORRUPTION,
+        "'Name=true|false' pairs: InitialCorruptCheck (default true), CompactHashCheck (default false); "
+        "etcd's others have no effect.",
+        known_feature_gates,
+    ),
+    # Names of 3.5 for two of the gates.
+    Setting("experimental-initial-corrupt-check", BOOL, True, CORRUPTION, "", None, HIDDEN),
+    Setting("experimental-compact-hash-check-enabled", BOOL, False, CORRUPTION, "", None, HIDDEN),
     Setting("logger", STRING, "zap", LOGGING, "Only 'zap': structured lines.", known_logger),
     Setting(
         "log-outputs",

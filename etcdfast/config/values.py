@@ -236,3 +236,21 @@ def cluster_map(text):
         name, _, url = pair.partition("=")
         members.setdefault(name, []).append(url)
     return tuple((name, urls(",".join(found))) for name, found in sorted(members.items()))
+
+
+def feature_gates(text, known):
+    """`Name=true,Name=false` as {name: bool}; `known` holds every name. Raises ValueError."""
+    found = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, value = (part.strip() for part in pair.partition("="))
+        if not separator:
+            raise ValueError(f"missing bool value for {name}")
+        if name not in known:
+            raise ValueError(f"unrecognized feature gate: {name}")
+        try:
+            found[name] = boolean(value)
+        except ValueError:
+            raise ValueError(
+                f"invalid value of {pair}: strconv.ParseBool: parsing {quote(value)}: invalid syntax"
+            ) from None
+    return found

@@ -14,6 +14,7 @@ CREDIT_BYTES = 262144
 _FIELDS = {
     "quota_bytes": 2 << 30,
     "snapshot_count": 10_000,
+    "max_learners": 1,
     "election_timeout": 1000,
     "heartbeat_interval": 100,
     "max_request_bytes": 1536 << 10,

@@ -81,6 +81,9 @@ EXAMPLES = {
     "backend-batch-limit": ("5", 5),
     "frontends": ("3", 3),
     "snapshot-catchup-entries": ("7", 7),
+    "corrupt-check-time": ("12h", 43_200.0),
+    "compact-hash-check-time": ("5m", 300.0),
+    "feature-gates": ("InitialCorruptCheck=false", "InitialCorruptCheck=false"),
     "max-wals": ("0", 0),
     "max-snapshots": ("3", 3),
     "initial-election-tick-advance": ("false", False),
@@ -334,6 +337,34 @@ def test_timeouts_of_peers_have_a_minimum():
     config = load(["--raft-read-timeout=1s", "--raft-write-timeout=7s"], {}, notices)
     assert (config.raft_read_timeout, config.raft_write_timeout) == (5, 7)
     assert ("info", "raft-read-timeout increased to minimum value: 5s", {}) in notices.lines
+
+
+@pytest.mark.parametrize(
+    "flags, at_start, at_compaction",
+    [
+        ((), True, False),
+        (("--feature-gates=InitialCorruptCheck=false, CompactHashCheck=1,PriorityRequest=true",), False, True),
+        (("--experimental-initial-corrupt-check=false",), False, False),
+        (("--experimental-compact-hash-check-enabled",), True, True),
+        (("--experimental-initial-corrupt-check=false", "--feature-gates=InitialCorruptCheck=true"), True, False),
+    ],
+)
+def test_corruption_checks_are_gated(flags, at_start, at_compaction):
+    config = read(*flags)
+    assert (config.initial_corrupt_check, config.compact_hash_check) == (at_start, at_compaction)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("Nonsense=true", "unrecognized feature gate: Nonsense"),
+        ("CompactHashCheck", "missing bool value for CompactHashCheck"),
+        ("CompactHashCheck=maybe", 'invalid value of CompactHashCheck=maybe: strconv.ParseBool: parsing "maybe"'),
+    ],
+)
+def test_feature_gates_are_checked(text, reason):
+    with pytest.raises(ConfigError, match=reason):
+        read(f"--feature-gates={text}")
 
 
 def test_every_older_name_is_read_as_its_row():
