@@ -8,6 +8,7 @@ Source: reference/formats.md sections 3.1, 3.2 and 3.4.
 
 import json
 
+from etcdfast.formats import gojson
 from etcdfast.formats.raftpb import RaftMessageError, put_bytes, put_uint, read_fields
 
 _HEADER = 100
@@ -36,7 +37,7 @@ def _text(number, value):
 def attributes(request_id, member_id, name, client_urls, v2=False):
     """Publish a member's name and client URLs; `v2`: in the form of 3.4 and 3.5."""
     if v2:
-        value = json.dumps({"name": name, "clientURLs": list(client_urls)}, separators=(",", ":"), ensure_ascii=False)
+        value = gojson.dumps({"name": name, "clientURLs": list(client_urls)})
         return _v2_put(request_id, f"/0/members/{member_id:x}/attributes", value)
     inner = _text(1, name) + b"".join(_text(2, url) for url in client_urls)
     return _request(request_id, _CLUSTER_MEMBER_ATTR_SET, put_uint(1, member_id) + put_bytes(2, inner))

@@ -10,7 +10,7 @@ Source: reference/formats.md sections 2.3, 5.4 and 5.5; etcd 3.5.1 for the order
 import json
 from collections import namedtuple
 
-from etcdfast.formats import snapfile
+from etcdfast.formats import gojson, snapfile
 from etcdfast.formats.raftpb import ConfChange, ConfState
 
 ADD_NODE, REMOVE_NODE, UPDATE_NODE, ADD_LEARNER_NODE = range(4)  # raftpb.ConfChangeType
@@ -207,7 +207,7 @@ def member_json(member):
         out["name"] = member.name
     if member.client_urls:
         out["clientURLs"] = list(member.client_urls)
-    return json.dumps(out, separators=(",", ":"), ensure_ascii=False).encode()
+    return gojson.dumps(out).encode()
 
 
 def member_from_json(raw):
@@ -246,7 +246,7 @@ def read_context(change):
 
 def _context(member_id, peer_urls, **more):
     found = {"id": member_id, "peerURLs": None if peer_urls is None else list(peer_urls), **more}
-    return json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
+    return gojson.dumps(found).encode()
 
 
 def bootstrap_change(member_id, peer_urls, name):

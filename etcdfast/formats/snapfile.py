@@ -10,6 +10,7 @@ import os
 import re
 
 from etcdfast._ext import crc32c
+from etcdfast.formats import gojson
 from etcdfast.formats.raftpb import (
     RaftMessageError,
     decode_snapshot,
@@ -146,10 +147,10 @@ def encode_members(members, removed=(), cluster_version=None):
         raft = {"peerURLs": list(peer_urls)}
         if is_learner:
             raft["isLearner"] = True
-        nodes = {"raftAttributes": _leaf(f"{path}/raftAttributes", _json(raft))}
+        nodes = {"raftAttributes": _leaf(f"{path}/raftAttributes", gojson.dumps(raft))}
         if name or client_urls:
             attributes = {"name": name, "clientURLs": list(client_urls)}
-            nodes["attributes"] = _leaf(f"{path}/attributes", _json(attributes))
+            nodes["attributes"] = _leaf(f"{path}/attributes", gojson.dumps(attributes))
         children[f"{member_id:x}"] = _folder(path, nodes)
     zero = {"members": _folder("/0/members", children)}
     if removed:
@@ -158,11 +159,7 @@ def encode_members(members, removed=(), cluster_version=None):
     if cluster_version:
         zero["version"] = _leaf("/0/version", cluster_version)
     root = _folder("/", {"0": _folder("/0", zero), "1": _folder("/1", {})})
-    return _json({"Root": root, "CurrentIndex": 1, "CurrentVersion": 2}).encode()
-
-
-def _json(value):
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return gojson.dumps({"Root": root, "CurrentIndex": 1, "CurrentVersion": 2}).encode()
 
 
 def decode_members(data):

@@ -225,14 +225,6 @@ def test_directories_are_private(start, tmp_path):
     assert (tmp_path / "data" / "member").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_data_directory_of_etcd_is_refused(start, tmp_path):
-    (tmp_path / "data" / "member" / "snap").mkdir(parents=True)
-    (tmp_path / "data" / "member" / "snap" / "db").touch()
-    member = start()
-    assert member.process.wait(DEADLINE_SECONDS) == 1
-    assert "is a data directory of etcd" in member.lines()[-1]["error"]
-
-
 def test_a_data_directory_that_cannot_be_made(start, tmp_path):
     (tmp_path / "file").touch()
     member = start(data_dir="file/data")
