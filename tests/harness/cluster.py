@@ -26,6 +26,7 @@ from .wait import WaitTimeout, wait_until
 
 CALL_SECONDS = 2.0
 CHANGE_SECONDS = 40.0
+LOG_TAIL_BYTES = 3000  # of each member, when a test fails; the whole logs are kept
 # Between two of our ticks a machine with two cores may run something else for long.
 TIMING = ("--heartbeat-interval", "50", "--election-timeout", "500")
 # A change of members is refused until all peers have been connected for 5 s; tests that are not about
@@ -196,7 +197,7 @@ class Cluster:
             print(f"\nthe cluster's directory is kept: {self.directory}")
             for member in [*self.members, *self.removed]:
                 if member.log_path.exists():
-                    print(member.log_tail())
+                    print(member.log_tail(LOG_TAIL_BYTES))
         else:
             shutil.rmtree(self.directory, ignore_errors=True)
 
