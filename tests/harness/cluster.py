@@ -54,7 +54,7 @@ class ClusterMember(Server):
         self.joins = joins  # the value of --initial-cluster, "" for the members that begin it
         self.learner = False
         self._id = 0
-        super().__init__(cluster.directory / f"m{number}", f"m{number}", flags)
+        super().__init__(cluster.directory / f"m{number}", f"m{number}", flags, cluster.environment)
 
     @property
     def peer_url(self) -> str:
@@ -125,7 +125,7 @@ class ClusterMember(Server):
 class Cluster:
     """`kinds`: one kind for all, or one for each member; the kind under test when not given.
 
-    `flags` go to every member. The network belongs to the cluster and is closed with it.
+    `flags` and `environment` go to every member. The network belongs to the cluster and is closed with it.
     """
 
     def __init__(
@@ -134,6 +134,7 @@ class Cluster:
         size: int = 3,
         *,
         flags: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
         network: Network | None = None,
         timing: Sequence[str] = TIMING,
     ) -> None:
@@ -143,6 +144,7 @@ class Cluster:
         self.network: Network = network or Loopback()
         self.token = f"test-{self.directory.name}"
         self.flags = [*timing, *flags]
+        self.environment = dict(environment or {})
         self.members: list[ClusterMember] = []
         self.removed: list[ClusterMember] = []
         self._numbers = 0
