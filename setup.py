@@ -36,7 +36,9 @@ EXTENSIONS = {
     "raftlog": [],  # in-memory raft log of the consensus process
     "peerwire": [],  # raft messages between members, HTTP chunks: bytes only
     "peerlink": [],  # the streams between this member and one other
-    "consensusloop": ["pthread"],  # the turn of the consensus process
+    "peerset": [],  # the links to all other members
+    "consensusturn": ["pthread"],  # the turn of the consensus process
+    "consensusloop": ["pthread"],  # the turn for Python
     "revindex": [],  # ordered revision index in C memory
     "revface": [],  # the revision index for Python
     "requests": [],  # request checks at the API: sizes, keys, txn shape

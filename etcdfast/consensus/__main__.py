@@ -5,8 +5,9 @@ import os
 import sys
 
 from etcdfast import log
-from etcdfast.consensus.process import Process, ProcessFault, SupervisorGone
+from etcdfast.consensus.process import MemberRemoved, Process, ProcessFault, SupervisorGone
 from etcdfast.consensus.storage import DiskFailed, StorageError
+from etcdfast.consensus.transfer import Restart
 from etcdfast.ipc import boot as booting
 
 # Set by the fault tests alone: JSON of settings of formats.wal, such as {"faults": "fdatasync:3:EIO"}.
@@ -22,6 +23,10 @@ def main(arguments):
         return 0
     except SupervisorGone:
         return booting.EXIT_INTERNAL
+    except Restart:
+        return booting.EXIT_RESTART
+    except MemberRemoved:
+        return booting.EXIT_REMOVED
     except StorageError as err:
         reason, status = str(err), booting.EXIT_CORRUPTION if err.corrupt else 1
     except DiskFailed as err:

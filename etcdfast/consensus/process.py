@@ -1,5 +1,8 @@
 """The main loop of the consensus process: what the C turn reports goes into the raft core, and what the core
 decides goes back into the C turn. Python runs per batch, never per request.
+
+    turn -> events -> raft core -> Ready -> hard state and commit index into the turn, messages onto the links
+                  \\-> duties (duties.py), calls (calls.py), other members' requests (peering.py)
 """
 
 import gc
@@ -7,26 +10,45 @@ import os
 import random
 import select
 import signal
+import socket
+import sys
 import time
 
 from etcdfast import log
 from etcdfast._ext import consensusloop as turns
 from etcdfast._ext.consensusloop import Loop
+from etcdfast._ext.peerset import Peers
+from etcdfast._ext.raftlog import RaftLog
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, Ring, StatusPage
 from etcdfast._ext.walio import WalError
-from etcdfast.consensus import requests
-from etcdfast.consensus.raft import ROLE_NAMES, ConfChange, Raft, RaftConfig
+from etcdfast.consensus.calls import Calls
+from etcdfast.consensus.duties import Duties
+from etcdfast.consensus.memberlog import MemberLog
+from etcdfast.consensus.messenger import Messenger
+from etcdfast.consensus.peering import Peering
+from etcdfast.consensus.raft import ROLE_NAMES, ConfChange, ProposalDropped, Raft, RaftConfig
+from etcdfast.consensus.raft.messages import Message
 from etcdfast.consensus.snapshots import Snapshots
-from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, StorageError, open_member, settle
+from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, open_member, settle
+from etcdfast.consensus.transfer import Transfers
+from etcdfast.consensus.walreader import WalReader
 from etcdfast.formats.raftpb import decode_conf_change
-from etcdfast.version import CLUSTER_VERSION
 
 # How long a stop waits for apply to take what is committed; all of it is durable by then.
 STOP_SECONDS = 10.0
 SLOW_FSYNC_SECONDS = 1.0  # as etcd warns
+READ_RETRY_SECONDS = 0.5  # as etcd asks again for a ReadIndex
+# Entries in memory: between their arrival and their hand-over, and what other members may still lack. 16,000 clients
+# with a request each under way fit, and so does any one request.
+LOG_ROWS_MAX = 65536
+LOG_BYTES_MAX = 32 << 20
+ARENA_ROWS_MAX = 32768
+ARENA_BYTES_MAX = 8 << 20
+# The peer thread must never keep the loop waiting for the interpreter lock for long.
+SWITCH_SECONDS = 0.0002
 
 _FATAL = turns.WAL_BROKEN | turns.RING_BROKEN | turns.NO_MEMORY | turns.ENTRY_TOO_LARGE | turns.LIFE
-_RARE = _FATAL | turns.WAKE | turns.TICK | turns.CONF | turns.HARD
+_RARE = _FATAL | turns.WAKE | turns.TICK | turns.CONF | turns.HARD | turns.CALLS | turns.OWN | turns.INBOX
 
 
 class ProcessFault(Exception):
@@ -37,10 +59,14 @@ class SupervisorGone(Exception):
     """The life pipe is at its end."""
 
 
+class MemberRemoved(Exception):
+    """This member is no part of its cluster any more."""
+
+
 class Process:
     """One member's consensus, from start to stop.
 
-    Errors of `run`: StorageError, DiskFailed, ProcessFault, SupervisorGone.
+    Errors of `run`: DiskFailed, ProcessFault, SupervisorGone, MemberRemoved, StorageError, transfer.Restart.
     """
 
     def __init__(self, boot, wal_settings):
@@ -57,8 +83,10 @@ class Process:
         self._apply = StatusPage(boot.status["apply"])
         self._stopping = False
         self._greeted = False  # HARD sent, ready told
-        self._greet_at = 0  # index after which that happens
         self._fsyncs_seen = (0, 0)
+        self._read_contexts = set()  # of the round of ReadIndex under way: any of them confirms it
+        self._read_asked = 0.0
+        self._removed_at = 0.0
         self.opened = open_member(boot.config, **wal_settings)
         self.loop = None
         self.raft = None
@@ -84,8 +112,9 @@ class Process:
         self._start(applied)
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(SWITCH_SECONDS)
         while not self._stopping:
-            self._once()
+            self.turn()
         self._stop()
 
     def _wait_for_apply(self):
@@ -108,29 +137,28 @@ class Process:
     def _start(self, applied):
         config = self.config
         self.opened = opened = settle(config, self.opened, applied, self._apply[APPLY_WORDS["applied_term"]])
-        self._check_members()
         hard_state = opened.hard_state
         commit = hard_state.commit
-        self.runs = list(opened.runs)
         self.membership = opened.membership
+        self._members_known_to = commit
+        entries = _log_behind(opened, commit)
+        arena = RaftLog(0, 0, rows_max=ARENA_ROWS_MAX, bytes_max=ARENA_BYTES_MAX)
         self.snapshots = Snapshots(os.path.join(config.member_dir, "snap"), config.snapshot_count, opened.snapshot)
-        self.raft = Raft(
-            RaftConfig(opened.member_id, config.election_timeout // config.heartbeat_interval, random.randrange),
-            opened.log,
-            hard_state,
-            opened.conf_state,
-            opened.applied_conf_index,
-        )
+        self.peers = Peers(opened.member_id, entries, arena, Message)
+        self.peers.on_special = self._propose_for_peer
+        self.peering = Peering(self)
         self.loop = Loop(
             doorbell=self._boot.doorbell,
             inbound=self._inbound,
             out=self._out,
             status=self._status,
             wal=opened.disk,
-            log=opened.log,
+            log=entries,
+            peers=self.peers,
             table=opened.table,
             wake=self._wake,
             life=self._boot.life_fd,
+            inbox=self.peering.wake_fd,
             request_prefix=_request_id_start(opened.member_id),
             request_bytes_max=config.max_request_bytes,
             tick_seconds=config.heartbeat_interval / 1000,
@@ -138,90 +166,210 @@ class Process:
             commit=commit,
             hard_state=tuple(hard_state),
         )
+        self.raft = Raft(
+            RaftConfig(
+                opened.member_id,
+                config.election_timeout // config.heartbeat_interval,
+                random.randrange,
+                pre_vote=config.pre_vote,
+            ),
+            MemberLog(self.loop, opened.runs, opened.snapshot[0]),
+            hard_state,
+            opened.conf_state,
+            opened.applied_conf_index,
+        )
+        self.messenger = Messenger(opened.member_id, self.loop, self.raft, self.peering.post)
+        self.raft.log.reader = self.reader = WalReader(
+            config.wal_path, opened.disk, self.raft.log.term, lambda: self.peering.call(self.messenger.retry)
+        )
+        self.calls = Calls(self)
+        self.duties = Duties(self)
+        self.transfers = Transfers(self)
         log.info(
             "starting raft",
             member_id=f"{opened.member_id:x}",
             cluster_id=f"{opened.cluster_id:x}",
             term=hard_state.term,
             commit_index=commit,
-            last_index=opened.log.last_index,
+            last_index=entries.last_index,
             applied_index=applied,
         )
         self._show("commit_index", commit)
-        self._show("last_index", opened.log.last_index)
-        self._show("durable_index", opened.log.last_index)
-        # A single voter waits for nobody: it need not sit out an election timeout.
-        self.raft.campaign()
-        self._carry_out()
-
-    def _check_members(self):
-        own, members = self.opened.member_id, self.opened.membership.members
-        if list(members) != [own] or members[own].is_learner:
-            listed = ", ".join(f"{member:x}" for member in sorted(members)) or "none"
-            raise StorageError(
-                f"the write-ahead log {self.config.wal_path} is of a cluster of more than one member ({listed}; "
-                f"this is {own:x}): only a single one is supported yet"
-            )
+        self._show("last_index", entries.last_index)
+        self._show("durable_index", entries.last_index)
+        self.members_changed()
+        self.peering.start()
+        if self.alone:
+            # A single voter waits for nobody: it need not sit out an election timeout.
+            self.raft.campaign()
+        self.carry_out()
 
     # ---- the loop --------------------------------------------------------------------------------
 
-    def _once(self):
+    def turn(self):
         loop, raft = self.loop, self.raft
         events = loop.turn()
         if events & turns.APPENDED and raft.leads:
             raft.appended(loop.last_index)
         if events & turns.DURABLE:
             raft.persisted(loop.durable_index, loop.durable_term, loop.durable_term_of_state, loop.durable_vote)
+        if events & turns.PEERS:
+            loop.receive(raft.step)
+            if not raft.has_ready():
+                self.peers.flush()
+            if self.messenger.deferred:
+                self.messenger.retry()
+        if events & turns.READS and loop.seal_reads():
+            self.ask_for_reads()
+        if events & turns.FORWARD:
+            loop.forward()
+            self.peers.flush()
         if events & _RARE:
             self._rare(events)
         if raft.has_ready():
-            self._carry_out()
+            self.carry_out()
 
-    def _carry_out(self):
+    def carry_out(self):
         """What the core wants done."""
         loop, raft = self.loop, self.raft
         ready = raft.ready()
         if ready.hard_state is not None:
             loop.hard_state(*ready.hard_state)
             loop.commit_to(ready.commit)
+        if ready.messages:
+            self.messenger.send(ready.messages)
         if ready.soft is not None:
             self._role_changed(*ready.soft)
-        if not self._greet_at and raft.committed_in_term:
+        for read in ready.reads:
+            if read.context in self._read_contexts:
+                self._read_contexts.clear()
+                loop.confirm_reads(read.index)
+        if ready.snapshot is not None:
+            self.transfers.install(ready.snapshot, ready.hard_state or (raft.term, raft.vote, raft.commit))
+        if ready.snapshots_wanted:
+            self.transfers.wanted(ready.snapshots_wanted)
+        if not self._first_commit_seen and raft.leads and raft.committed_in_term:
             self._first_commit()
+
+    # ---- roles -----------------------------------------------------------------------------------
+
+    @property
+    def alone(self):
+        """This member is the only voter."""
+        return tuple(self.raft.conf_state.voters) == (self.raft.id,)
+
+    _first_commit_seen = False  # of the present term, while leading
 
     def _role_changed(self, role, leader):
         raft = self.raft
+        term_before, leader_before = self.loop.term, self._status[CONSENSUS_WORDS["leader"]]
         self._show("term", raft.term)
         self._show("leader", leader)
+        if (raft.term, leader) != (term_before, leader_before):
+            self._leader_changed(leader_before, leader)
         log.info(f"became {ROLE_NAMES[role]}", member_id=f"{raft.id:x}", term=raft.term, leader=f"{leader:x}")
-        self.loop.lead(raft.term, False)
-        if raft.leads:
-            self.runs.append((raft.log.last_index, raft.term))
+        if not raft.leads:
+            if self._first_commit_seen and self._greeted:
+                self._hand_hard()
+            self._first_commit_seen = False
+        self._set_taking()
+        if leader:
+            self.ask_for_reads()
+            self.duties.leader_known()
+        self.calls.leader_changed(leader)
+        self.messenger.forget()
+
+    def _leader_changed(self, before, leader):
+        now = time.monotonic_ns()
+        if leader:
+            self._show("leader_elected_ns", now)
+            self._status[CONSENSUS_WORDS["leader_changes"]] += 1
+        else:
+            self._show("leader_lost_ns", now)
+        self.peering.show()
+
+    def _set_taking(self):
+        """What becomes of requests, by what this member is just now."""
+        raft = self.raft
+        if self._stopping:
+            taking = turns.NOTHING
+        elif raft.leads:
+            taking = turns.LEADING
+            if raft.transferring:
+                taking = turns.NOTHING  # what is logged now would only make the other wait
+            elif self.alone:
+                # Reads are confirmed by the commit index, which is the newest only then.
+                taking = turns.ALONE if raft.committed_in_term else turns.NOTHING
+        else:
+            taking = turns.FOLLOWING if raft.leader else turns.NOTHING
+        self.loop.take(taking, raft.term, raft.leader)
 
     def _first_commit(self):
-        """The first entry of this term is committed: say who this member is, and take requests."""
-        config, loop = self.config, self.loop
-        loop.lead(self.raft.term, True)
-        attributes = requests.member_attributes(
-            loop.next_request_id(), self.raft.id, config.name, config.advertise_client_urls
-        )
-        self._greet_at = self._propose(attributes)
-        # Entries of the log read at start that were not known to be committed may hold it too; a second
-        # entry that sets the same version changes nothing.
-        if self.membership.cluster_version != CLUSTER_VERSION:
-            log.info("setting up initial cluster version", cluster_version=CLUSTER_VERSION)
-            self._greet_at = self._propose(requests.cluster_version(loop.next_request_id(), CLUSTER_VERSION))
-            self.membership.cluster_version = CLUSTER_VERSION
-        known = self.membership.members.get(self.raft.id)
-        if known:
-            self.membership.members[self.raft.id] = known._replace(
-                name=config.name, client_urls=tuple(config.advertise_client_urls)
-            )
-        loop.hand_hard(self._greet_at, self.raft.term)
+        """The first entry of this leader's term is committed: its state is the newest there is."""
+        self._first_commit_seen = True
+        self._set_taking()
+        self.duties.first_commit()
+        if self._greeted:
+            self._hand_hard()
 
-    def _propose(self, data):
-        """Append an entry of this member's own; the next turn writes it."""
-        return self.loop.log.append(self.raft.term, data)
+    def _hand_hard(self):
+        """Tell apply, behind what it was handed, whether this member leads: leases end by the leader's clock."""
+        self.loop.hand_hard(max(self.raft.commit if self.raft.leads else self.loop.handed, 1), self.raft.term)
+
+    @property
+    def peer_listeners(self):
+        """Listening sockets of the peer URLs."""
+        return [socket.socket(fileno=fd) for _, fd in self._boot.listen]
+
+    def removed_by_others(self):
+        """A peer says that this member is not of the cluster any more."""
+        if not self._removed_at:
+            log.warn("the other members know this one as removed; it stops", member_id=f"{self.raft.id:x}")
+            self._removed_at = time.monotonic()
+
+    def members_changed(self):
+        """The membership is another now: links, status and views follow."""
+        own = self.membership.members.get(self.opened.member_id)
+        self._show("learner", int(own is not None and own.is_learner))
+        self.loop.tell_appended = len(self.membership.members) > 1
+        self.peering.sync()
+        if self.raft.role or self.raft.leader:
+            self._set_taking()
+
+    # ---- reads -----------------------------------------------------------------------------------
+
+    def ask_for_reads(self):
+        """A round of ReadIndex for the reads that wait; asked again when its answer may have got lost."""
+        if not self.loop.reads_wait:
+            return
+        context = self.loop.next_request_id().to_bytes(8)
+        self._read_asked = time.monotonic()
+        try:
+            self.raft.read_index(context)
+        except ProposalDropped:
+            return  # no leader: they are asked for when there is one
+        if len(self._read_contexts) >= 64:
+            self._read_contexts.clear()
+        self._read_contexts.add(context)
+
+    def propose_change(self, request_id, data):
+        """Log a configuration change, here or by way of the leader; False when that cannot be."""
+        if not self.raft.leads:
+            return self.loop.propose(ENTRY_CONF_CHANGE, data, 0)
+        try:
+            self.raft.applied_to(self.loop.handed)
+            self.raft.log.propose(self.raft, data, ENTRY_CONF_CHANGE, request_id)
+        except ProposalDropped:
+            return False
+        return True
+
+    def _propose_for_peer(self, entry_type, data):
+        """A configuration change that came with another member's proposals."""
+        try:
+            self.raft.applied_to(self.loop.handed)
+            self.raft.propose(data, entry_type)
+        except ProposalDropped:
+            pass  # who asked runs into its deadline, as in etcd
 
     # ---- rare events -----------------------------------------------------------------------------
 
@@ -231,9 +379,16 @@ class Process:
         if events & turns.WAKE:
             self._stopping = True
         if events & turns.CONF:
-            self._conf_change(self.loop.conf_index)
+            self._members_entry(self.loop.conf_index)
         if events & turns.HARD:
             self._greet()
+        if events & turns.OWN:
+            self.duties.done(self.loop.take_own())
+        if events & turns.CALLS:
+            for record in self.loop.take_calls():
+                self.calls.take(record)
+        if events & turns.INBOX:
+            self.peering.take_inbox()
         if events & turns.TICK:
             self._tick()
 
@@ -251,18 +406,44 @@ class Process:
             )
         raise ProcessFault("a ring holds a record that no process of this member writes")
 
-    def _conf_change(self, index):
-        if index <= self.raft.applied_conf_index:
-            return
+    def _members_entry(self, index):
+        """A committed entry that concerns the members is with apply."""
         entry_type, data = self.loop.entry(index)[1:]
-        if entry_type != ENTRY_CONF_CHANGE:
+        raft = self.raft
+        if entry_type == ENTRY_CONF_CHANGE:
+            change = decode_conf_change(data)
+            if index > self._members_known_to:
+                refused = self.membership.apply_conf_change(change)
+                raft.apply_conf_change(index, ConfChange(change.type, 0 if refused else change.node_id))
+                log.info(
+                    "applied a configuration change",
+                    member_id=f"{change.node_id:x}",
+                    type=change.type,
+                    refused=refused or "",
+                    index=index,
+                )
+            self.calls.change_applied(change.id)
+        elif entry_type:
             raise ProcessFault(f"entry {index} is of type {entry_type}, which no etcd writes")
-        change = decode_conf_change(data)
-        self.membership.apply_conf_change(change)
-        self.raft.apply_conf_change(index, ConfChange(change.type, change.node_id))
+        elif index > self._members_known_to:
+            self.membership.apply_own_request(data)
+        if index > self._members_known_to:
+            self.members_changed()
+            if self.opened.member_id in self.membership.removed and not self._removed_at:
+                log.warn("this member is removed from the cluster; it stops", member_id=f"{raft.id:x}")
+                self._removed_at = time.monotonic()
+        raft.applied_to(index)
+
+    def publish_done(self):
+        """This member's name and URLs are in the log: it may serve."""
+        if not self._greeted:
+            # Alone, this member has the cluster's version right behind it in the log: clients shall see that too.
+            self.loop.hand_hard(self.loop.last_index if self.alone else self.loop.handed, self.raft.term)
 
     def _greet(self):
-        """Everything a start has to commit is with apply: the member may serve."""
+        """Everything a start has to commit is with apply."""
+        if self._greeted:
+            return
         self._greeted = True
         self._show("ready", 1)
         self._boot.tell_ready()
@@ -274,15 +455,41 @@ class Process:
         )
 
     def _tick(self):
-        loop = self.loop
-        self.raft.applied_to(loop.handed)
-        self.raft.tick()
+        loop, raft = self.loop, self.raft
+        raft.applied_to(loop.handed)
+        raft.tick()
         loop.flush_hard_state()
         if self.opened.table is not None and loop.release_replay():
             self.opened = self.opened._replace(table=None)
         self._watch_disk()
+        if loop.tell_appended:
+            self._tick_cluster()
+        self.duties.tick()
+        self.transfers.tick()
+        self.calls.tick()
         if self._greeted:
             self._advance_snapshots()
+        # A removed member tells nobody anything new; a second lets its last answers leave, as in etcd.
+        if self._removed_at and time.monotonic() - self._removed_at > 1:
+            raise MemberRemoved
+
+    def _tick_cluster(self):
+        loop, raft = self.loop, self.raft
+        self.reader.tick()
+        if self.messenger.deferred:
+            self.messenger.retry()
+        self.peers.heartbeat()
+        self.peers.flush()
+        self.peering.tick()
+        loop.unblock_forward()
+        if loop.reads_wait and time.monotonic() - self._read_asked >= READ_RETRY_SECONDS:
+            self.ask_for_reads()
+        self._show("proposals_forwarded", self.peers.forwarded)
+        if raft.leads:
+            behind = [p.match for member, p in raft.progress.items() if member != raft.id and p.recent_active]
+            loop.keep_index = min(behind, default=loop.handed)
+        else:
+            loop.keep_index = loop.handed
 
     def _watch_disk(self):
         """Warn of syncs that took longer than etcd would accept in silence."""
@@ -299,43 +506,68 @@ class Process:
             if self.snapshots.advance(self.loop, min(flushed, self.loop.handed), log_bytes, self._describe):
                 self.loop.wal.release_to(self.snapshots.index)
                 self._show("snapshot_index", self.snapshots.index)
-                self._forget_runs()
+                self.raft.log.forget_to(self.snapshots.index)
         except OSError as err:
             raise DiskFailed(f"cannot write a snapshot file in {self.config.member_dir}: {err.strerror}") from None
 
     def _describe(self, index):
         """(term, ConfState, data) of a snapshot at `index`."""
-        return self._term_at(index), self.membership.conf_state(), self.membership.snapshot()
+        return self.raft.log.term(index), self.membership.conf_state(), self.membership.snapshot()
 
-    def _term_at(self, index):
-        return next(term for first, term in reversed(self.runs) if first <= index)
-
-    def _forget_runs(self):
-        index = self.snapshots.index
-        keep = max(i for i, (first, _) in enumerate(self.runs) if first <= index)
-        del self.runs[:keep]
-
-    def _show(self, word, value):
+    def show(self, word, value):
         self._status[CONSENSUS_WORDS[word]] = value
+
+    _show = show
+
+    def status(self, word):
+        return self._status[CONSENSUS_WORDS[word]]
 
     # ---- stop ------------------------------------------------------------------------------------
 
     def _stop(self):
-        """Everything taken in becomes durable and goes to apply; then the log is closed."""
+        """Everything taken in becomes durable, and what is committed goes to apply; then the log is closed."""
         loop, raft = self.loop, self.raft
         log.info("stopping consensus", last_index=loop.last_index, commit_index=loop.commit)
-        loop.lead(raft.term, False)
+        loop.take(turns.NOTHING, raft.term, 0)
         deadline = time.monotonic() + STOP_SECONDS
-        while not (loop.idle and loop.commit == loop.last_index) and time.monotonic() < deadline:
-            self._once()
+        self.transfers.hand_over_leadership(deadline)
+        while not (loop.idle and (loop.commit == loop.last_index or not self.alone)) and time.monotonic() < deadline:
+            self.turn()
         if loop.handed < loop.commit:
             log.warn("apply did not take every committed entry in time; it will at the next start", handed=loop.handed)
+        self.peering.stop()
         loop.hard_state(raft.term, raft.vote, raft.commit)
         try:
             self.opened.disk.append_state(raft.term, raft.vote, raft.commit)
             self.opened.disk.close()
         except WalError as err:
             raise DiskFailed(str(err)) from None
+
+
+def _log_behind(opened, commit):
+    """The raft log in memory: behind what is committed, which apply gets from the log as it was read.
+
+    What is not committed may still be replaced by another leader's entries.
+    """
+    table, last = opened.table, opened.log.last_index
+    rows = [] if table is None else range(len(table))
+    if not rows or commit >= last:
+        return _new_log(last, opened.log.last_term, 0, 0)
+    first = table.entry(0)[2]
+    start = max(commit + 1, first)
+    tail = [table.entry(index - first) for index in range(start, last + 1)]
+    term = table.entry(start - 1 - first)[1] if start > first else opened.snapshot[1]
+    entries = _new_log(start - 1, term, len(tail), sum(len(data or b"") + 64 for *_, data in tail))
+    for entry_type, term, _, data in tail:
+        entries.append(term, data or b"", entry_type)
+    return entries
+
+
+def _new_log(index, term, rows, size):
+    rows_max = LOG_ROWS_MAX
+    while rows_max < 2 * rows:
+        rows_max *= 2
+    return RaftLog(index, term, rows_max=rows_max, bytes_max=max(LOG_BYTES_MAX, 2 * size))
 
 
 def _catch_sigterm():

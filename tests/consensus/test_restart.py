@@ -8,7 +8,6 @@ import pytest
 
 from etcdfast._ext.ring import KINDS
 from etcdfast.api.pb import raft_internal_pb2, rpc_pb2
-from etcdfast.consensus import requests
 from etcdfast.formats import memberid, raftpb, snapfile, wal
 from tests.consensus.member import Member, make_config
 from tests.harness.wait import wait_until
@@ -293,20 +292,6 @@ def test_a_flipped_bit_is_fatal_and_named(config):
         told = member.told()
         assert member.wait() == 65
         assert path in told["error"] and "offset" in told["error"]
-
-
-def test_a_log_of_several_voters_is_refused_by_name(config):
-    own = memberid.member_id(["http://localhost:2380"], "etcd-cluster")
-    metadata = raftpb.put_uint(1, own) + raftpb.put_uint(2, 77)
-    disk = wal.create(config.wal_path, metadata)
-    for index, member_id in enumerate((own, 12345), 1):
-        disk.append_entry(1, 1, index, requests.bootstrap_member(member_id, [f"http://h:{index}"], "m"))
-    disk.flush()
-    disk.append_state(1, 0, 2)
-    disk.flush()
-    disk.close()
-    error = refused(config, 0, 1)
-    assert "3039" in error and "more than one member" in error
 
 
 def test_a_log_in_use_is_refused(config):
