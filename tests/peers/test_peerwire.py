@@ -109,7 +109,8 @@ def test_a_message_cut_anywhere_is_no_other_message(size):
 @given(st.binary(max_size=80) | st.tuples(st.integers(0, 79), st.integers(0, 255)))
 def test_damage_is_an_error_or_what_the_protobuf_runtime_reads(damage):
     if isinstance(damage, tuple):
-        data = bytearray(marshal_message(9, 1, 2, 3, 4, 5, 6, [(1, 2, 0, b"data")], True, 7, b"context", empty_snapshot=False))
+        fields = (9, 1, 2, 3, 4, 5, 6, [(1, 2, 0, b"data")], True, 7, b"context")
+        data = bytearray(marshal_message(*fields, empty_snapshot=False))
         data[damage[0] % len(data)] = damage[1]
         damage = bytes(data)
     try:
