@@ -127,6 +127,9 @@ ctypedef struct loop_t:
     uint32_t txn_ops_max
     uint64_t quota_bytes
     uint64_t request_timeout_ns
+    uint64_t election_ns       # the election timeout
+    uint64_t leaderless_ns     # since when there has been no leader, 0 there is one
+    bint leaderless_told       # and the streams that require one have been ended
     uint64_t keepalive_idle_ns
     uint64_t keepalive_timeout_ns
     uint64_t header_ns

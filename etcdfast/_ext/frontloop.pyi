@@ -34,6 +34,7 @@ class FrontLoop:
         quota_bytes: int = 0,
         buffer_bytes_max: int = 536870912,
         request_timeout_seconds: float = 7.0,
+        election_timeout_seconds: float = 1.0,
         ping_min_seconds: float = 5.0,
         keepalive_idle_seconds: float = 7200.0,
         keepalive_timeout_seconds: float = 20.0,

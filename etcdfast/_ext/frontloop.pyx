@@ -6,8 +6,13 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
 
-from etcdfast._ext.errids cimport ERR_DEADLINE, ERR_ID_MAX, ERR_NO_LEADER, ERR_NO_SPACE, ERR_STOPPED, ERR_TIMEOUT
+from etcdfast._ext.errids cimport (
+    ERR_DEADLINE, ERR_ID_MAX, ERR_NOT_SUPPORTED_FOR_LEARNER, ERR_NO_LEADER, ERR_NO_SPACE, ERR_STOPPED,
+)
 from etcdfast._ext.frontconn cimport *
+from etcdfast._ext.frontleader cimport (
+    lacks_leader, leader_lost_wait_ms, leader_refuses, leader_watch, learner_refuses, timeout_error,
+)
 from etcdfast._ext.frontevents cimport TURN_EVENT_BYTES_MAX, events_deliver
 from etcdfast._ext.frontpost cimport (
     RING_APPLY, RING_CONSENSUS, cancel, cancel_retry, fill_record, late_remove, late_retry, post_half, post_message,
@@ -124,8 +129,14 @@ cdef void raise_alarm(loop_t *loop) noexcept nogil:
 
 cdef void on_open(h2_conn *h2, h2_stream *s) noexcept nogil:
     cdef loop_t *loop = <loop_t *>h2.server.owner
+    cdef uint32_t error = 0
     if loop.drain_step and loop.lasting_methods >> s.method & 1:
-        answer_error(loop, s, ERR_STOPPED)
+        error = ERR_STOPPED
+    elif loop.stream_methods >> s.method & 1:
+        # A stream is refused before its first message, as by etcd's interceptors.
+        error = leader_refuses(loop, s, False)
+    if error:
+        answer_error(loop, s, error)
     elif s.timeout_ns:
         s.deadline_is_clients = True
         # One less: a timeout of nothing (kept as 1) has passed by on_call, whatever the clock's step is.
@@ -143,8 +154,26 @@ cdef inline void forget(loop_t *loop, h2_stream *s) noexcept nogil:
 
 
 cdef void expire(loop_t *loop, h2_stream *s) noexcept nogil:
-    answer_error(loop, s, ERR_DEADLINE if s.deadline_is_clients else ERR_TIMEOUT)
+    answer_error(loop, s, ERR_DEADLINE if s.deadline_is_clients else timeout_error(loop, s))
     forget(loop, s)
+
+
+cdef void end_leaderless(loop_t *loop) noexcept nogil:
+    """Streams whose client asked for a leader (metadata hasleader) end when there has been none for too long."""
+    cdef uint32_t slot
+    cdef h2_stream *s
+    cdef h2_stream *after
+    for slot in range(loop.conn_room):
+        if loop.conns[slot] == NULL or loop.conns[slot].h2 == NULL:
+            continue
+        s = loop.conns[slot].h2.streams
+        while s != NULL:
+            after = s.list_next
+            if s.flags & STREAM_OPENED and not s.flags & (STREAM_NO_LEADER_OK | STREAM_ANSWERED) and \
+                    loop.stream_methods >> s.method & 1:
+                answer_error(loop, s, ERR_NO_LEADER)
+                forget(loop, s)
+            s = after
 
 
 cdef void on_gone(h2_conn *h2, h2_stream *s) noexcept nogil:
@@ -159,10 +188,6 @@ cdef void say_malformed(loop_t *loop, h2_stream *s) noexcept nogil:
     else:
         h2_say(s, GRPC_INTERNAL, b"grpc: error unmarshalling request: "
             b"proto: cannot parse invalid wire-format data")
-
-
-cdef inline bint lacks_leader(loop_t *loop, h2_stream *s) noexcept nogil:
-    return not s.flags & STREAM_NO_LEADER_OK and status_get(loop.consensus_page, ST_LEADER) == 0
 
 
 cdef inline bint too_late(loop_t *loop, h2_stream *s) noexcept nogil:
@@ -180,6 +205,8 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
             say_malformed(loop, s)
         else:
             h2_say(s, GRPC_UNAVAILABLE, b"out of memory")
+    elif learner_refuses(loop, s, facts.serializable):
+        answer_error(loop, s, ERR_NOT_SUPPORTED_FOR_LEARNER)
     elif route == ROUTE_LOCAL:
         health(loop, s, data, size)
     elif lacks_leader(loop, s):
@@ -204,6 +231,7 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
         ring = RING_APPLY
     elif route == ROUTE_READ or facts.read_only:
         kind = IPC_READ
+        s.flags |= STREAM_READS
     if facts.new_id:
         s.flags |= STREAM_NEW_ID
     # What consensus orders is bounded as in etcd: 5 s and two election timeouts. The removal that a
@@ -220,11 +248,8 @@ cdef bint on_message(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t si
     cdef request_facts facts
     if request_check(s.method, data, size, loop.txn_ops_max, &facts) < 0:
         say_malformed(loop, s)
-    elif not s.flags & (STREAM_DISPATCHED | STREAM_LATE):
-        if lacks_leader(loop, s):
-            answer_error(loop, s, ERR_NO_LEADER)
-        elif too_late(loop, s):
-            answer_error(loop, s, ERR_DEADLINE)
+    elif not s.flags & (STREAM_DISPATCHED | STREAM_LATE) and too_late(loop, s):
+        answer_error(loop, s, ERR_DEADLINE)
     if s.flags & STREAM_ANSWERED:
         forget(loop, s)
         return True
@@ -345,6 +370,8 @@ cdef int wait_ms(loop_t *loop) noexcept nogil:
         most = 20
     if loop.server.dirty != NULL or loop.answers_wait or (loop.ready_head != NULL and not conn_paused(loop)):
         return 0
+    if loop.leaderless_ns:
+        most = leader_lost_wait_ms(loop, most)
     timer = timer_wait_ms(&loop.timers, loop.server.now_ns)
     if timer < 0:
         return most
@@ -414,6 +441,8 @@ cdef int turn(loop_t *loop) noexcept nogil:
     while s != NULL:
         expire(loop, s)
         s = timer_expired(&loop.timers, loop.server.now_ns)
+    if leader_watch(loop):
+        end_leaderless(loop)
     if loop.cancel_count:
         cancel_retry(loop)
     if loop.drain_step:
@@ -451,7 +480,8 @@ cdef class FrontLoop:
                  Ring from_apply not None, StatusPage consensus_page not None, StatusPage apply_page not None,
                  listeners, int wakeup, int life, rpcs, errors, uint32_t message_bytes_max,
                  uint32_t txn_ops_max=128, uint32_t streams_max=4096, uint32_t connections_max=4096,
-                 uint64_t quota_bytes=0, uint64_t buffer_bytes_max=BUFFER_BYTES_MAX, double request_timeout_seconds=7.0, double ping_min_seconds=5.0,
+                 uint64_t quota_bytes=0, uint64_t buffer_bytes_max=BUFFER_BYTES_MAX, double request_timeout_seconds=7.0,
+                 double election_timeout_seconds=1.0, double ping_min_seconds=5.0,
                  double keepalive_idle_seconds=7200.0, double keepalive_timeout_seconds=20.0,
                  double header_seconds=10.0, double drain_seconds=5.0):
         cdef loop_t *loop = self.loop
@@ -469,6 +499,7 @@ cdef class FrontLoop:
         loop.conns_max = connections_max
         loop.quota_bytes = quota_bytes
         loop.request_timeout_ns = <uint64_t>(request_timeout_seconds * 1e9)
+        loop.election_ns = <uint64_t>(max(election_timeout_seconds, 0.0) * 1e9)
         loop.keepalive_idle_ns = <uint64_t>(keepalive_idle_seconds * 1e9)
         loop.keepalive_timeout_ns = <uint64_t>(keepalive_timeout_seconds * 1e9)
         loop.header_ns = <uint64_t>(header_seconds * 1e9)

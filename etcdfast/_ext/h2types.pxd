@@ -44,6 +44,7 @@ cdef enum:
     STREAM_COUNTED = 8192      # CREDIT counts every byte of DATA, gRPC prefixes too (Watch)
     STREAM_HALF_OWED = 16384   # the client's END_STREAM came, HALF waits behind its messages
     STREAM_NEW_ID = 32768      # LeaseGrant without an id
+    STREAM_READS = 65536       # waits for a linearizable read, not for the log
 
 
 # How the memory of a chunk's data is kept.

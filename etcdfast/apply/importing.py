@@ -12,6 +12,7 @@ Each step can be the last before a crash; `prepare` goes on from whatever it fin
 Source: reference/formats.md sections 6 and 8.5.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -67,6 +68,24 @@ def forget(snap_dir):
     if os.path.exists(path):
         log.info("deleting the database that an earlier start has imported", path=path)
         os.unlink(path)
+
+
+def main(arguments):
+    """`python -m etcdfast.apply.importing '{"store": ..., "snap_dir": ..., "snapshot_index": ..., "parent": <pid>}'`:
+    `prepare` without a member, for etcdfastutl. Prints {"imported": whether it did} or {"error"}; shows a bar only.
+    """
+    from etcdfast._ext import proc
+
+    asked = json.loads(arguments[0])
+    if not proc.die_with_parent(asked["parent"]):
+        return 1
+    log.configure(level="error")
+    try:
+        result = {"imported": prepare(asked["store"], asked["snap_dir"], asked["snapshot_index"])}
+    except (StoreCorrupt, StoreError) as err:
+        result = {"error": str(err)}
+    print(json.dumps(result), flush=True)
+    return 0
 
 
 # ---- which one ----
@@ -282,3 +301,9 @@ def _sync_folder(path):
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)

@@ -72,6 +72,7 @@ def settings(config):
         "quota_bytes": config.quota_bytes,
         "buffer_bytes_max": _buffer_bytes_max(config.frontend_count),
         "request_timeout_seconds": config.request_timeout_seconds,
+        "election_timeout_seconds": config.election_timeout / 1000,
         "ping_min_seconds": config.grpc_keepalive_min_time,
         "keepalive_idle_seconds": config.grpc_keepalive_interval,
         "keepalive_timeout_seconds": config.grpc_keepalive_timeout,

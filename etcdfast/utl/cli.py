@@ -109,6 +109,28 @@ COMMANDS = (
         f"  {PROG} hashkv backup.db --rev 1200\n",
     ),
     Command(
+        ("migrate",),
+        " --data-dir {dir} --target {etcd | etcdfast}",
+        "Makes a data directory of etcd one of etcdfast, or the other way round",
+        "Move one member between etcd and etcdfast, with its data, its ids, its place in the cluster. Stop it first.\n\n"
+        "To etcdfast: checks log, snapshot and database, and imports the database, in place. (etcdfast does the same\n"
+        "by itself at its first start on a data directory of etcd.) The old database stays until the second start.\n"
+        "To etcd: writes a new data directory and leaves the old one as it is; never start both.",
+        (
+            Flag("data-dir", "string", "", "data directory of the stopped member"),
+            Flag("wal-dir", "string", "", "its WAL directory, if that lies elsewhere"),
+            Flag("target", "string", "", "etcd or etcdfast"),
+            Flag("target-version", "string", "3.5", "release of etcd that shall open the directory (3.4 to 3.7)"),
+            Flag("output-dir", "string", "", "where to write the directory for etcd (default: {data-dir}.etcd)"),
+            Flag("dry-run", "bool", False, "with --target etcdfast: only check"),
+            Flag("force", "bool", False, "lower the cluster version although the cluster has other members"),
+        ),
+        (0, "migrate takes no arguments: give the directory with --data-dir"),
+        _later("migrate", "migrate"),
+        f"  {PROG} migrate --data-dir /var/lib/etcd --target etcdfast\n"
+        f"  {PROG} migrate --data-dir m1.etcdfast --target etcd --output-dir m1.etcd\n",
+    ),
+    Command(
         ("defrag",),
         "",
         "Does nothing: etcdfast's store gives space back by itself",

@@ -9,6 +9,8 @@ from etcdfast._ext.ring import CONSENSUS_WORDS
 from etcdfast.api import errors
 from etcdfast.api.pb import lease_pb2, rpc_pb2
 from etcdfast.apply import buckets
+from etcdfast.apply.cold import UnknownEntry
+from etcdfast.cluster import entries
 from etcdfast.cluster import membership as rules
 from etcdfast.cluster.membership import Member, Membership
 from etcdfast.formats.raftpb import encode_conf_change
@@ -429,3 +431,42 @@ def test_only_the_leader_compacts_by_itself(leader):
     assert leader.process.auto_compaction.paused
     leader.lead(leader=MEMBER)
     assert not leader.process.auto_compaction.paused
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_what_members_publish_passes_between_clients_entries(leader, v2):
+    """Names and versions of 3.4 and 3.5 are other messages than requests: the loop must tell them apart."""
+    leader.entry(encode_conf_change(rules.bootstrap_change(MEMBER, ["http://h:1"], "m0")), entry_type=1, asked=False)
+    leader.propose("Put", rpc_pb2.PutRequest(key=b"a"), asked=False)
+    leader.entry(entries.attributes(1 << 63 | 5, MEMBER, "näme", ["http://c:1"], v2), asked=False)
+    leader.entry(entries.cluster_version(1 << 63 | 6, "3.5.0", v2), asked=False)
+    assert leader.put(b"b").message.header.revision == 3
+    listed = leader.read("MemberList", rpc_pb2.MemberListRequest(linearizable=True))
+    (member,) = rpc_pb2.MemberListResponse.FromString(leader.look()[listed][0]["payload"]).members
+    assert (member.name, list(member.clientURLs)) == ("näme", ["http://c:1"])
+    assert leader.process.store.meta[buckets.CLUSTER_VERSION] == b"3.5.0"
+
+
+def test_an_entry_of_joint_consensus_stops_the_member(leader):
+    leader.entry(b"", entry_type=2)
+    with pytest.raises(UnknownEntry, match="type 2"):
+        leader.look()
+
+
+def test_other_members_alarms(leader):
+    def alarm(action, member, kind):
+        request = rpc_pb2.AlarmRequest(action=action, memberID=member, alarm=kind)
+        answer = leader.call("Alarm", request).message
+        return [(a.memberID, a.alarm) for a in answer.alarms]
+
+    assert alarm(1, LEADER, 1) == [(LEADER, 1)]
+    assert alarm(1, MEMBER, 1) == [(MEMBER, 1)]
+    assert leader.put(b"k", b"v").status == "NO_SPACE"
+    assert alarm(2, MEMBER, 1) == [(MEMBER, 1)]
+    assert leader.put(b"k", b"v").status == "NO_SPACE"  # the other one still has none
+    assert alarm(2, LEADER, 1) == [(LEADER, 1)]
+    assert leader.put(b"k", b"v").status == ""
+    assert alarm(1, 0, 2) == [(0, 2)]  # of the whole cluster
+    assert leader.put(b"k", b"v").status == "CORRUPT"
+    status = leader.call("Status", rpc_pb2.StatusRequest()).message
+    assert list(status.errors) == ["memberID:0 alarm:CORRUPT "]

@@ -5,6 +5,8 @@ With ETCDFAST_TEST_TARGET=etcd both kinds are etcd, which tests the tests.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.harness import pb, target_name
@@ -17,8 +19,10 @@ TARGET = target_name()
 BOTH_WAYS = pytest.mark.parametrize(
     "old, new", [("etcd", TARGET), (TARGET, "etcd")], ids=["etcd-to-target", "target-to-etcd"]
 )
-# Few enough that logs are cut off during a test; etcd keeps 5000 entries behind a snapshot for those who lag.
-SNAPSHOTS = ["--snapshot-count", "100"]
+# Few enough that logs are cut off during a test. etcd keeps 5000 entries behind a snapshot for those who lag,
+# etcdfast what is in its log's files: small ones here, and one of them.
+SNAPSHOTS = ["--snapshot-count", "100", "--max-wals", "1"]
+SMALL_FILES = {"ETCDFAST_TEST_WAL": json.dumps({"segment_bytes": 64_000})}
 MISSED = 6000
 
 
@@ -35,7 +39,7 @@ def _many_puts(cluster: Cluster, number: int, prefix: bytes) -> None:
 @BOTH_WAYS
 def test_live_migration_under_load(old: str, new: str) -> None:
     """One member after the other is replaced: joins as learner, becomes voter, follows, leads; then an old one goes."""
-    with Cluster(old, 3, flags=[*SNAPSHOTS, *RELAXED]) as cluster, Load(cluster) as load:
+    with Cluster(old, 3, flags=[*SNAPSHOTS, *RELAXED], environment=SMALL_FILES) as cluster, Load(cluster) as load:
         load.wait_more(200)
         for leaving in list(cluster.members):
             joining = cluster.add(new, learner=True)
@@ -59,7 +63,10 @@ def test_live_migration_under_load(old: str, new: str) -> None:
 @BOTH_WAYS
 def test_one_of_each_follows_and_leads_over_restarts(old: str, new: str) -> None:
     """Two of one kind and one of the other: each kind leads, dies, comes back and follows."""
-    with Cluster([old, new, old], flags=[*SNAPSHOTS, *RELAXED]) as cluster, Load(cluster) as load:
+    with (
+        Cluster([old, new, old], flags=[*SNAPSHOTS, *RELAXED], environment=SMALL_FILES) as cluster,
+        Load(cluster) as load,
+    ):
         load.wait_more(100)
         for member in cluster.members[:2]:
             cluster.move_leader(member)
@@ -81,7 +88,7 @@ def test_one_of_each_follows_and_leads_over_restarts(old: str, new: str) -> None
 @BOTH_WAYS
 def test_a_member_far_behind_gets_a_snapshot_of_the_other_kind(old: str, new: str) -> None:
     """The leader is of kind `old`, who lags of kind `new`; then it starts again from what it was sent."""
-    with Cluster([old, new, old], flags=[*SNAPSHOTS, *RELAXED]) as cluster:
+    with Cluster([old, new, old], flags=[*SNAPSHOTS, *RELAXED], environment=SMALL_FILES) as cluster:
         leader, lagging, _ = cluster.members
         cluster.move_leader(leader)
         with cluster.client() as client:
@@ -115,7 +122,7 @@ def _check_snapshot_was_sent(sender: ClusterMember, receiver: ClusterMember) -> 
 @BOTH_WAYS
 def test_a_new_member_of_the_other_kind_gets_a_snapshot(old: str, new: str) -> None:
     """It joins as a voter, when the beginning of the log is gone."""
-    with Cluster(old, 2, flags=[*SNAPSHOTS, *RELAXED]) as cluster:
+    with Cluster(old, 2, flags=[*SNAPSHOTS, *RELAXED], environment=SMALL_FILES) as cluster:
         _many_puts(cluster, MISSED, b"old/")
         joining = cluster.add(new)
         cluster.wait_equal()

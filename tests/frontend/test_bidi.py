@@ -337,23 +337,6 @@ def test_a_client_that_never_reads_is_bounded():
         assert len(frontend.kinds("CALL")) == count + 1 > calls
 
 
-def test_a_leader_is_asked_for_at_the_first_message(quiet):
-    from etcdfast._ext.ring import CONSENSUS_WORDS
-
-    with Duplex(quiet.port) as client:
-        led = client.open(hasleader="true")
-        client.say(led, watch(1))
-        wait_until(lambda: records(quiet, led, "CALL"), "the call")
-        quiet.consensus[CONSENSUS_WORDS["leader"]] = 0
-        refused, easy = client.open(hasleader="true"), client.open()
-        for stream in (led, refused, easy):
-            client.say(stream, watch(2))
-        assert client.read_until_ended(refused) == ("14", "etcdserver: no leader")
-        wait_until(lambda: records(quiet, easy, "CALL") and len(records(quiet, led, "CALL")) == 2, "the other calls")
-        client.settle()
-        assert kinds_of(quiet, refused) == []
-
-
 def test_streams_and_waiters_know_no_deadline_of_the_server():
     waiting = {"Lock": "/v3lockpb.Lock/Lock", "Campaign": "/v3electionpb.Election/Campaign"}
     # 5 s and two election timeouts: 0.4 s

@@ -26,6 +26,7 @@ from .wait import WaitTimeout, wait_until
 
 CALL_SECONDS = 2.0
 CHANGE_SECONDS = 40.0
+LOG_TAIL_BYTES = 3000  # of each member, when a test fails; the whole logs are kept
 # Between two of our ticks a machine with two cores may run something else for long.
 TIMING = ("--heartbeat-interval", "50", "--election-timeout", "500")
 # A change of members is refused until all peers have been connected for 5 s; tests that are not about
@@ -53,7 +54,7 @@ class ClusterMember(Server):
         self.joins = joins  # the value of --initial-cluster, "" for the members that begin it
         self.learner = False
         self._id = 0
-        super().__init__(cluster.directory / f"m{number}", f"m{number}", flags)
+        super().__init__(cluster.directory / f"m{number}", f"m{number}", flags, cluster.environment)
 
     @property
     def peer_url(self) -> str:
@@ -124,7 +125,7 @@ class ClusterMember(Server):
 class Cluster:
     """`kinds`: one kind for all, or one for each member; the kind under test when not given.
 
-    `flags` go to every member. The network belongs to the cluster and is closed with it.
+    `flags` and `environment` go to every member. The network belongs to the cluster and is closed with it.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Cluster:
         size: int = 3,
         *,
         flags: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
         network: Network | None = None,
         timing: Sequence[str] = TIMING,
     ) -> None:
@@ -142,6 +144,7 @@ class Cluster:
         self.network: Network = network or Loopback()
         self.token = f"test-{self.directory.name}"
         self.flags = [*timing, *flags]
+        self.environment = dict(environment or {})
         self.members: list[ClusterMember] = []
         self.removed: list[ClusterMember] = []
         self._numbers = 0
@@ -196,7 +199,7 @@ class Cluster:
             print(f"\nthe cluster's directory is kept: {self.directory}")
             for member in [*self.members, *self.removed]:
                 if member.log_path.exists():
-                    print(member.log_tail())
+                    print(member.log_tail(LOG_TAIL_BYTES))
         else:
             shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -263,8 +263,8 @@ class Server:
             log.seek(self._log_start_bytes)
             return log.read().decode("utf-8", "replace")
 
-    def log_tail(self) -> str:
-        text = self.log_text()[-LOG_TAIL_BYTES:]
+    def log_tail(self, size: int = LOG_TAIL_BYTES) -> str:
+        text = self.log_text()[-size:]
         return f"--- end of the log of {self.kind} ({self.log_path}) ---\n{text}\n---"
 
     # -- inside -------------------------------------------------------------------------------

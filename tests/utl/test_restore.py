@@ -9,7 +9,7 @@ import pytest
 from etcdfast.formats import bbolt, snapfile, wal
 from tests.harness import boltread, etcdutl, pb
 from tests.harness.rpc import Client
-from tests.harness.servers import EtcdServer
+from tests.harness.servers import EtcdServer, target_server
 from tests.utl.tools import etcdctl, everything, utl
 
 THREE = "m1=http://localhost:2380,m2=http://localhost:2382,m3=http://localhost:2384"
@@ -201,3 +201,20 @@ def test_a_bbolt_file_of_something_else_is_refused(tmp_path):
         writer.finish()
     done = utl("snapshot", "restore", path, "--data-dir", tmp_path / "data", "--skip-hash-check")
     assert done.code == 1 and "is no database of etcd" in done.err
+
+
+@pytest.mark.parametrize("who", ["etcdfastutl", "etcdutl"])
+def test_the_server_under_test_starts_from_it(who, source, tmp_path):
+    run = utl if who == "etcdfastutl" else etcdutl.run
+    run("snapshot", "restore", source.snapshot, "--data-dir", tmp_path / "data")
+    with target_server(directory=tmp_path) as server:
+        with Client(server.endpoint) as client:
+            reply = client.call("HashKV", pb.HashKVRequest(revision=source.revision)).message
+            assert (reply.hash, reply.compact_revision) == source.hashes[source.revision]
+            assert len(client.call("LeaseLeases", pb.LeaseLeasesRequest()).message.leases) == 1
+        before = everything(server.endpoint)
+        assert before[b"large"][0] == bytes(range(256)) * 400
+        etcdctl(server.endpoint, "put", "after", "restore")
+        server.stop()
+        server.start()
+        assert everything(server.endpoint).keys() == {*before, b"after"}
