@@ -112,7 +112,7 @@ COMMANDS = (
         ("migrate",),
         " --data-dir {dir} --target {etcd | etcdfast}",
         "Makes a data directory of etcd one of etcdfast, or the other way round",
-        "Move one member between etcd and etcdfast, with its data, its ids, its place in the cluster. Stop it first.\n\n"
+        "Move one member between etcd and etcdfast, with data, ids and place in the cluster. Stop it first.\n\n"
         "To etcdfast: checks log, snapshot and database, and imports the database, in place. (etcdfast does the same\n"
         "by itself at its first start on a data directory of etcd.) The old database stays until the second start.\n"
         "To etcd: writes a new data directory and leaves the old one as it is; never start both.",

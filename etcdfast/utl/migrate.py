@@ -154,7 +154,7 @@ def _settle_version(reader, target, force):
     if version and _numbers(version) > _numbers(target):
         if len(found.members) > 1 and not force:
             raise UtlError(
-                f"the cluster of {len(found.members)} members is at version {version}, above {target}: the others would "
+                f"the cluster of {len(found.members)} members is at version {version}, above {target}: others would "
                 "not accept this one. Migrate all of them alike with --force, or make a new cluster out "
                 "of a snapshot (snapshot save, snapshot restore)"
             )

@@ -1,8 +1,10 @@
 """bbolt files: ours hold against real etcdutl, and come back as they were written."""
 
+import importlib.util
 import os
 import random
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -225,3 +227,13 @@ def test_a_full_disk_is_an_error():
         with pytest.raises(OSError, match="No space left"):
             for i in range(10_000):
                 writer.put(b"%08d" % i, bytes(1000))
+
+
+def test_the_micro_benchmark_runs(tmp_path):
+    source = Path(__file__).parents[2] / "bench" / "micro" / "bbolt.py"
+    spec = importlib.util.spec_from_file_location("bench_micro_bbolt", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    figures = module.run(tmp_path, 500, 100)
+    assert figures["items"] == 500 and figures["bytes"] > 500 * 100
+    assert all(figures[f"{step}_seconds"] > 0 for step in ("write", "read", "check", "status"))
