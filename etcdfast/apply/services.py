@@ -14,7 +14,7 @@ runs for nobody, until it returns.
 
 What the key space must show (`space`; etcdfast/apply/space does):
 
-    cluster_id, member_id, raft_term, current_revision     as in etcdfast/apply/engine
+    cluster_id, member_id, raft_term, leader, current_revision     as in etcdfast/apply/engine
     get(key, revision=0) -> (create, mod, version, record) or None
             the key at a revision (0: now); record is the stored mvccpb.KeyValue; None: absent, deleted, compacted
     first_created(prefix) -> record or None
@@ -438,7 +438,8 @@ class Services:
             self._set_due(call, LOST_NS)
             if not call.gone:
                 self._leave(call)
-                text = errors.ERRORS[errors.ID["TIMEOUT"]].text
+                # As etcd, whose proposals do not even begin without a leader.
+                text = errors.ERRORS[errors.ID["TIMEOUT" if self.space.leader else "DEADLINE"]].text
                 (self._loop.end if call.streaming else self._reply_error)(call.who, errors.ID["UNKNOWN"], text)
 
     def _reply_error(self, who, status, text):

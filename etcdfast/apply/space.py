@@ -26,6 +26,11 @@ class Space:
         return self._engine.raft_term
 
     @property
+    def leader(self):
+        """Id of the member that leads, 0 none."""
+        return self._engine.leader
+
+    @property
     def current_revision(self):
         return self._mvcc.current
 

@@ -22,6 +22,7 @@ class Bare:
         self.proposed = []
         self.room = True
         self.current_revision = 7
+        self.leader = 1
         self.notes = []
 
         def handler(services, call, payload):

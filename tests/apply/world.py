@@ -88,7 +88,7 @@ class LeaseModel(Model):
 class Space:
     """The face of services.py on a model."""
 
-    cluster_id, member_id, raft_term = CLUSTER, MEMBER, TERM
+    cluster_id, member_id, raft_term, leader = CLUSTER, MEMBER, TERM, MEMBER
 
     def __init__(self, model):
         self._model = model
