@@ -5,6 +5,7 @@ import os
 import sys
 
 from etcdfast import log
+from etcdfast.consensus.corruptcheck import DataInconsistency
 from etcdfast.consensus.process import MemberRemoved, Process, ProcessFault, SupervisorGone
 from etcdfast.consensus.storage import DiskFailed, StorageError
 from etcdfast.consensus.transfer import Restart
@@ -31,6 +32,8 @@ def main(arguments):
         reason, status = str(err), booting.EXIT_CORRUPTION if err.corrupt else 1
     except DiskFailed as err:
         reason, status = str(err), booting.EXIT_DISK
+    except DataInconsistency as err:
+        reason, status = str(err), booting.EXIT_CORRUPTION
     except ProcessFault as err:
         reason, status = str(err), booting.EXIT_INTERNAL
     except OSError as err:

@@ -17,6 +17,7 @@ ASK_SECONDS = 4.0  # for other members to tell their version
 class Duties:
     def __init__(self, process):
         self._process = process
+        self._may_publish = False
         self._published = False
         self._publish_id = 0
         self._publish_at = 0.0  # when to try again
@@ -27,6 +28,12 @@ class Duties:
         self._asked_at = 0.0
 
     # ---- when ------------------------------------------------------------------------------------
+
+    def may_publish(self):
+        """This member is fit to serve."""
+        self._may_publish = True
+        if self._process.raft.leader:
+            self._publish()
 
     def leader_known(self):
         self._publish_at = 0.0
@@ -61,7 +68,7 @@ class Duties:
 
     def _publish(self):
         process = self._process
-        if self._published or process.raft.id not in process.membership.members:
+        if self._published or not self._may_publish or process.raft.id not in process.membership.members:
             return
         loop, config = process.loop, process.config
         request_id = loop.next_request_id()

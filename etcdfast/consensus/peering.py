@@ -298,19 +298,11 @@ class Peering:
 
         self._thread.ask(member, "GET", "/version", b"", answered)
 
-    def ask_hash(self, member, revision, done):
-        """HashKV of another member: done(member, found), found a dict as of its JSON, or the text of its refusal."""
-
-        def answered(status, headers, body):
-            if status != 200:
-                done(member, body.decode("utf-8", "replace").strip())
-                return
-            try:
-                done(member, json.loads(body))
-            except ValueError:
-                done(member, "unreadable answer")
-
-        self._thread.ask(member, "GET", "/members/hashkv", b'{"revision":%d}' % revision, answered)
+    def ask_hash(self, member, question, token, done):
+        """HashKV of another member: done(member, token, HTTP status, body)."""
+        self._thread.ask(
+            member, "GET", "/members/hashkv", question, lambda status, headers, body: done(member, token, status, body)
+        )
 
     def ask_promote(self, member_id, done):
         """The leader is asked to promote a learner: done(error symbol or None)."""
@@ -321,7 +313,10 @@ class Peering:
                 return
             text = body.decode("utf-8", "replace").strip()
             found = _ERROR_OF_TEXT.get(text)
-            done(errors.ERRORS[found].symbol if found is not None else "MEMBER_NOT_FOUND" if status == 404 else "TIMEOUT")
+            if found is not None:
+                done(errors.ERRORS[found].symbol)
+            else:
+                done("MEMBER_NOT_FOUND" if status == 404 else "TIMEOUT")
 
         self._thread.ask(self._process.raft.leader, "POST", f"/members/promote/{member_id}", b"", answered)
 

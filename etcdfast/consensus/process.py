@@ -19,9 +19,10 @@ from etcdfast._ext import consensusloop as turns
 from etcdfast._ext.consensusloop import Loop
 from etcdfast._ext.peerset import Peers
 from etcdfast._ext.raftlog import RaftLog
-from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, Ring, StatusPage
+from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, KINDS, Ring, StatusPage
 from etcdfast._ext.walio import WalError
 from etcdfast.consensus.calls import Calls
+from etcdfast.consensus.corruptcheck import CorruptionChecks
 from etcdfast.consensus.duties import Duties
 from etcdfast.consensus.memberlog import MemberLog
 from etcdfast.consensus.messenger import Messenger
@@ -185,6 +186,7 @@ class Process:
         self.calls = Calls(self)
         self.duties = Duties(self)
         self.transfers = Transfers(self)
+        self.checks = CorruptionChecks(self)
         log.info(
             "starting raft",
             member_id=f"{opened.member_id:x}",
@@ -198,7 +200,14 @@ class Process:
         self._show("last_index", entries.last_index)
         self._show("durable_index", entries.last_index)
         self.members_changed()
+        if applied and self.membership.members:
+            # An imported store has them as etcd 3.5 leaves them in its database, which is not always right.
+            self.loop.tell_apply(KINDS["MEMBERS"], self.membership.to_json().encode())
         self.peering.start()
+        if applied and config.initial_corrupt_check and len(self.membership.members) > 1:
+            self.checks.start_initial(self.duties.may_publish)
+        else:
+            self.duties.may_publish()
         if self.alone:
             # A single voter waits for nobody: it need not sit out an election timeout.
             self.raft.campaign()
@@ -466,6 +475,7 @@ class Process:
             self._tick_cluster()
         self.duties.tick()
         self.transfers.tick()
+        self.checks.tick()
         self.calls.tick()
         if self._greeted:
             self._advance_snapshots()
@@ -519,8 +529,9 @@ class Process:
 
     _show = show
 
-    def status(self, word):
-        return self._status[CONSENSUS_WORDS[word]]
+    def apply_word(self, word):
+        """A word of apply's status page."""
+        return self._apply[APPLY_WORDS[word]]
 
     # ---- stop ------------------------------------------------------------------------------------
 
