@@ -12,27 +12,28 @@ DISK_ENTRIES_MAX = 2048  # of one message that is read back
 class MemberLog:
     """See raft/log.py for the contract.
 
-    loop: `_ext.consensusloop.Loop`. runs: [(first index, term)] of each stretch of one term, ascending; the first of
-    them covers `floor`. floor: index whose entry and everything before it are gone (of a snapshot); its term is known.
-    reader: entries on disk (first_index, fit), None when there is nothing to read.
+    loop: `_ext.consensusloop.Loop`. runs: [(first index, term)] of each stretch of one term, ascending. snapshot:
+    (index, term) that the log goes on from: the oldest index whose term is known. reader: entries on disk
+    (walreader.WalReader), None while there is none.
     """
 
-    def __init__(self, loop, runs, floor, reader=None):
+    def __init__(self, loop, runs, snapshot, reader=None):
         self._loop = loop
         self._entries = loop.log
         self._peers = loop.peers
-        self._firsts = [first for first, _ in runs]
-        self._terms = [term for _, term in runs]
-        self._floor = floor
+        self._firsts, self._terms = [snapshot[0]], [snapshot[1]]
+        self._floor = snapshot[0]
         self.reader = reader
         self._request_id = 0
+        for first, term in runs:
+            self._note(first, term)
 
     @property
     def first_index(self):
         memory = self._entries.first_index
         if self.reader is None:
             return memory
-        return min(memory, max(self.reader.first_index, self._firsts[0] if self._firsts else memory))
+        return min(memory, max(self.reader.first_index, self._floor + 1))
 
     @property
     def last_index(self):
@@ -40,12 +41,11 @@ class MemberLog:
 
     def term(self, index):
         firsts = self._firsts
-        if not firsts or index > self._entries.last_index or index < self._floor:
+        if index > self._entries.last_index or index < self._floor:
             return 0
         if index >= firsts[-1]:
             return self._terms[-1]
-        at = bisect_right(firsts, index)
-        return self._terms[at - 1] if at else 0
+        return self._terms[bisect_right(firsts, index) - 1]
 
     def append(self, term, data, type=0):
         index = self._entries.append(term, data, type, self._request_id)
@@ -66,10 +66,10 @@ class MemberLog:
     def extend(self, entries, start):
         self._loop.extend(entries, start)
         firsts, terms = self._firsts, self._terms
-        while firsts and firsts[-1] >= start:
+        while firsts[-1] >= start:  # what is committed stays, so the first of them does
             firsts.pop()
             terms.pop()
-        if not terms or entries.last_term != terms[-1]:
+        if entries.last_term != terms[-1]:
             for first, term in entries.runs(start):
                 self._note(first, term)
 
@@ -92,6 +92,6 @@ class MemberLog:
         self._floor = max(self._floor, index)
 
     def _note(self, first, term):
-        if not self._terms or self._terms[-1] != term:
+        if self._terms[-1] != term:
             self._firsts.append(first)
             self._terms.append(term)

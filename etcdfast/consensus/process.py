@@ -174,7 +174,7 @@ class Process:
                 random.randrange,
                 pre_vote=config.pre_vote,
             ),
-            MemberLog(self.loop, opened.runs, opened.snapshot[0]),
+            MemberLog(self.loop, opened.runs, opened.snapshot),
             hard_state,
             opened.conf_state,
             opened.applied_conf_index,
@@ -495,11 +495,14 @@ class Process:
         if loop.reads_wait and time.monotonic() - self._read_asked >= READ_RETRY_SECONDS:
             self.ask_for_reads()
         self._show("proposals_forwarded", self.peers.forwarded)
+        loop.keep_index = loop.handed
+        wanted = 0
         if raft.leads:
-            behind = [p.match for member, p in raft.progress.items() if member != raft.id and p.recent_active]
-            loop.keep_index = min(behind, default=loop.handed)
-        else:
-            loop.keep_index = loop.handed
+            others = [progress for member, progress in raft.progress.items() if member != raft.id]
+            # Memory is for those who keep up, the log's files for those who are away.
+            loop.keep_index = min((p.match for p in others if p.recent_active), default=loop.handed)
+            wanted = min((p.match for p in others), default=0) + 1
+        self.opened.disk.keep_from(wanted)
 
     def _watch_disk(self):
         """Warn of syncs that took longer than etcd would accept in silence."""
@@ -516,7 +519,8 @@ class Process:
             if self.snapshots.advance(self.loop, min(flushed, self.loop.handed), log_bytes, self._describe):
                 self.loop.wal.release_to(self.snapshots.index)
                 self._show("snapshot_index", self.snapshots.index)
-                self.raft.log.forget_to(self.snapshots.index)
+                # The files may still hold entries before it, for members that are behind.
+                self.raft.log.forget_to(min(self.snapshots.index, self.reader.first_index - 1))
         except OSError as err:
             raise DiskFailed(f"cannot write a snapshot file in {self.config.member_dir}: {err.strerror}") from None
 
