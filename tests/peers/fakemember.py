@@ -193,5 +193,63 @@ class FakeMember:
             self.send(APP_RESP, m.frm, term=m.term, index=len(self.entries))
 
 
+class FakeLeader(FakeMember):
+    """Leads a cluster of itself and one real member, which has to be quick: nothing is ever resent."""
+
+    leading = False
+    match = 0
+    compact = 0  # MsgApps that could go as compact frames
+    heartbeat_at = 0.0
+
+    def campaign(self, peer, term, last_index, last_term):
+        self.term = term
+        self.peer = peer
+        self.send(VOTE, peer, term=term, index=last_index, log_term=last_term)
+
+    def append(self, *rows):
+        """Entries (type, data) of this term, to the log and to the peer."""
+        prev = self.last_index()
+        prev_term = self.entries[-1][0] if self.entries else self.snapshot[1]
+        made = [(self.term, prev + 1 + i, type, data) for i, (type, data) in enumerate(rows)]
+        self.entries += made
+        self.compact += prev_term == self.term
+        assert self.link(self.peer).put_app(self.term, prev, prev_term, self.commit, made) == 0
+
+    snapshot = (0, 0)  # index and term before `entries`
+
+    def last_index(self):
+        return self.snapshot[0] + len(self.entries)
+
+    def turn(self, seconds):
+        super().turn(seconds)
+        now = time.monotonic()
+        if self.leading and now > self.heartbeat_at:
+            self.heartbeat_at = now + 0.1
+            self.send(HEARTBEAT, self.peer, term=self.term, commit=min(self.commit, self.match))
+            self.link(self.peer).flush(1)
+
+    def _message(self, m):
+        if m.type == VOTE_RESP and m.term == self.term and not m.reject:
+            self.got.append(m)
+            self.leading = True
+        elif m.type == APP_RESP and self.leading and not m.reject:
+            self.got.append(m)
+            self.match = m.index
+            if m.index > self.commit:
+                self.commit = m.index
+                self.append()
+        elif m.type == PROP and self.leading:
+            self.got.append(m)
+            self.append(*((type, data) for _, _, type, data in m.entries))
+        elif m.type == READ_INDEX and self.leading:
+            self.got.append(m)
+            context = m.entries[0][3]
+            assert self.link(m.frm).put_read(READ_INDEX_RESP, m.frm, self.id, self.term, self.commit, context) == 0
+        elif self.leading or m.type in (PRE_VOTE, VOTE):
+            self.got.append(m)
+        else:
+            super()._message(m)
+
+
 def view_of(member_id, cluster_id, urls, **more):
     return View(member_id, cluster_id, {member: (url,) for member, url in urls.items()}, **more)

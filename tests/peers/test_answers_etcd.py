@@ -130,11 +130,11 @@ def twin(tmp_path_factory):
 
 PATHS = [
     "/", "/raft", "/raft/", "/raft/x", "/raft/snapshot", "/raft/stream/", "/raft/stream/x/abc",
-    "/raft/stream/msgapp/zz", "/raft/stream/msgapp/", "/raft/stream/msgapp/a/b", "/raft/stream/msgapp/abc", "/raft/stream/message/abc",
-    "/raft/stream/msgapp/11111111111111111", "/raft/stream/message/-1", "/raft/stream/message/0x1",
-    "/members", "/members/", "/members/x", "/members/hashkv", "/members/promote/5", "/members/promote/x",
-    "/members/promote/", "/members/promote/99999999999999999999", "/version/", "/leases", "/leases/x",
-    "/downgrade/enabled", "/members?linearizable=false",
+    "/raft/stream/msgapp/zz", "/raft/stream/msgapp/", "/raft/stream/msgapp/a/b", "/raft/stream/msgapp/abc",
+    "/raft/stream/message/abc", "/raft/stream/msgapp/11111111111111111", "/raft/stream/message/-1",
+    "/raft/stream/message/0x1", "/members", "/members/", "/members/x", "/members/hashkv", "/members/promote/5",
+    "/members/promote/x", "/members/promote/", "/members/promote/99999999999999999999", "/version/", "/leases",
+    "/leases/x", "/downgrade/enabled", "/members?linearizable=false",
 ]  # fmt: skip
 
 
