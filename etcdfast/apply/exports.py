@@ -7,6 +7,7 @@ member/snap as tmp-export*: what a former life left there goes at start.
 At most one export for clients runs, and one for consensus; clients that ask meanwhile share the next one.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -153,9 +154,10 @@ class Exports:
         except Exception as err:  # whoever asked needs an answer, whatever it was
             self._store.sealed.discard(sealed)
             export.error = f"cannot make a snapshot file: {_reason(err)}"
-            _unlink(base + ".db")
             if not export.given_up:
                 log.warn("failed to make a snapshot file", error=export.error)
+            with contextlib.suppress(OSError):
+                os.unlink(base + ".db")
         shutil.rmtree(base, ignore_errors=True)
         export.done = True
         self.active = True
@@ -256,13 +258,6 @@ def _kill(export):
     helper = export.helper
     if helper is not None and helper.poll() is None:
         helper.kill()
-
-
-def _unlink(path):
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _reason(err):
