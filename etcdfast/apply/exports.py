@@ -26,6 +26,7 @@ from etcdfast.apply.store import StoreError
 PREFIX = "tmp-export"
 CHUNK_BYTES = 32768  # of a SnapshotResponse, as etcd
 LOOK_NS = 25_000_000
+STOP_SECONDS = 5.0
 
 _SNAPSHOT = rpcs.BY_PATH["/etcdserverpb.Maintenance/Snapshot"].id
 
@@ -57,6 +58,7 @@ class Export:
         self.error = None
         self.done = False
         self.given_up = False
+        self.thread = None
         self.helper = None
 
 
@@ -118,11 +120,12 @@ class Exports:
             self.active = True
 
     def close(self):
-        """The process ends: so do the helpers."""
+        """The process ends: so do the helpers, and their files go."""
         for export in (self._running, self._of_consensus):
             if export is not None:
                 export.given_up = True
                 _kill(export)
+                export.thread.join(STOP_SECONDS)
 
     # ---- making a file ----
 
@@ -133,7 +136,8 @@ class Exports:
         self._count += 1
         sealed = self._store.seal()
         base = os.path.join(self._directory, f"{PREFIX}-{self._count}-{export.index:x}")
-        threading.Thread(target=self._make, args=(export, sealed, base), name="export", daemon=True).start()
+        export.thread = threading.Thread(target=self._make, args=(export, sealed, base), name="export", daemon=True)
+        export.thread.start()
 
     def _make(self, export, sealed, base):
         started = time.monotonic()
