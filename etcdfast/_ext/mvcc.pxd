@@ -19,6 +19,7 @@ cdef class Mvcc:
     cdef readonly int64_t current       # revision, >= 1
     cdef readonly int64_t compacted     # revision, -1 when never compacted
     cdef readonly int64_t in_use_bytes  # keys and values of all buckets; of a tombstone its key only
+    cdef readonly bint leased           # some revision has a lease, or had one
     cdef readonly uint64_t batch_changes  # records in the turn's batch, of any kind
     cdef int64_t sub                    # changes of the transaction under way
     cdef object read                    # bytes key -> bytes value or None

@@ -121,6 +121,7 @@ cdef class Mvcc:
         size = keyvalue_size(key.size, info.create_main, main, info.version, value.size, lease)
         self.index.set_size(&info, <uint32_t>size)
         if lease:
+            self.leased = True
             if self.leases.attach(<const char *>key.data, <uint32_t>key.size, lease) != 0:
                 raise MemoryError("keys of leases")
         elif self.leases.attached:
@@ -326,6 +327,7 @@ cdef class Mvcc:
                 if rc != 0 and rc != IDX_NOT_FOUND:
                     raise StoreCorrupt(f"revision {main}_{sub} does not follow the one before it (error {rc})")
                 if kv.lease and not is_tombstone:
+                    self.leased = True
                     if self.leases.restore_key(<const char *>kv.key, <uint32_t>kv.key_len, kv.lease) != 0:
                         raise MemoryError
                 elif self.leases.attached:

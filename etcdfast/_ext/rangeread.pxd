@@ -51,7 +51,7 @@ cdef class RangeRun:
     cdef readonly int phase
     cdef bint ordered           # in key order: nothing to select
     cdef bint descending        # by key
-    cdef bint by_index          # keys_only from the index
+    cdef bint by_index          # keys_only from the index: no record has a lease
     cdef bint filtered
     cdef bint first_only        # a target without order: etcd sorts only the first keys up to the limit
     cdef comparator compare     # NULL: keys stay in the order met
@@ -82,6 +82,7 @@ cdef class RangeRun:
     cdef bytes step_to(self, int64_t main, int64_t sub)
     cdef int emit_record(self, outbuf *out, bytes record) except RANGE_BROKEN
     cdef int emit_stored(self, outbuf *out, int64_t main, int64_t sub) except RANGE_BROKEN
+    cdef uint64_t size_without_value(self, int64_t main, int64_t sub) except? 0
     cdef int batch(self, bytes resume, void *found, int cap, int64_t budget, void *scan) except -2
     cdef void drop_chosen(self) noexcept
 

@@ -87,7 +87,8 @@ cdef RangeRun range_open(Mvcc mvcc, const range_request *r):
         run.compare = by_value_falling if order == SORT_DESCEND else by_value
     elif r.target != TARGET_KEY:
         run.compare = by_number_falling if order == SORT_DESCEND else by_number
-    run.by_index = r.keys_only and r.target != TARGET_VALUE
+    # What lease a revision has is in its record alone.
+    run.by_index = r.keys_only and r.target != TARGET_VALUE and not mvcc.leased
     run.take = r.limit if r.limit > 0 else -1
     if r.count_only:
         run.take = 0
@@ -248,8 +249,6 @@ cdef class RangeRun:
             return RANGE_MORE
         if parse_keyvalue(PyBytes_AS_STRING(record), <uint64_t>PyBytes_GET_SIZE(record), &kv) < 0:
             raise StoreCorrupt("a revision holds no KeyValue")
-        if self.by_index:
-            kv.lease = 0
         size = keyvalue_size(kv.key_len, kv.create, kv.mod, kv.version, 0, kv.lease)
         p = outbuf_reserve(out, size + 11)
         if p != NULL:
@@ -257,6 +256,13 @@ cdef class RangeRun:
             p = put_keyvalue(p, kv.key, kv.key_len, kv.create, kv.mod, kv.version, NULL, 0, kv.lease)
             out.size = <uint64_t>(p - out.data)
         return RANGE_MORE
+
+    cdef uint64_t size_without_value(self, int64_t main, int64_t sub) except? 0:
+        cdef stored_kv kv
+        cdef bytes record = self.mvcc.fetch(main, sub)
+        if parse_keyvalue(PyBytes_AS_STRING(record), <uint64_t>PyBytes_GET_SIZE(record), &kv) < 0:
+            raise StoreCorrupt(f"revision {main}_{sub} holds no KeyValue")
+        return keyvalue_size(kv.key_len, kv.create, kv.mod, kv.version, 0, kv.lease)
 
     # ---- sorted or filtered ----
 
@@ -289,7 +295,8 @@ cdef class RangeRun:
                 self.phase = PHASE_EMIT
                 return RANGE_MORE
             self.resume = PyBytes_FromStringAndSize(scan.resume_key, scan.resume_len)
-            budget -= (count + 1) * (FETCH_COST if self.request.target == TARGET_VALUE else 1)
+            budget -= (count + 1) * (
+                FETCH_COST if self.request.target == TARGET_VALUE or self.request.keys_only and not self.by_index else 1)
             if budget <= 0:
                 return RANGE_MORE
 
@@ -316,6 +323,8 @@ cdef class RangeRun:
         item.emit_size = k.size
         if self.by_index:
             item.emit_size = <uint32_t>keyvalue_size(k.key_len, k.create_main, k.mod_main, k.version, 0, 0)
+        elif r.keys_only and r.target != TARGET_VALUE:
+            item.emit_size = <uint32_t>self.size_without_value(item.main, item.sub)
         if self.compare == NULL:
             if 0 <= self.take <= self.chosen_count:
                 return RANGE_MORE
@@ -415,12 +424,14 @@ cdef class RangeRun:
                 size = k.size
                 if self.by_index:
                     size = keyvalue_size(k.key_len, k.create_main, k.mod_main, k.version, 0, 0)
+                elif self.request.keys_only:
+                    size = self.size_without_value(k.mod_main, k.mod_sub)
                 self.size_bytes += <int64_t>wire_bytes_size(2, size)
             self.size_count += count
             if scan.state == SCAN_DONE:
                 break
             self.size_resume = PyBytes_FromStringAndSize(scan.resume_key, scan.resume_len)
-            budget -= count + 1
+            budget -= (count + 1) * (FETCH_COST if self.request.keys_only and not self.by_index else 1)
             if budget <= 0:
                 return RANGE_MORE
         total[0] = self.size_bytes

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from etcdfast.api.pb import rpc_pb2
+from etcdfast.api.pb import raft_internal_pb2, rpc_pb2
 from tests.apply.calls import Calls
 from tests.apply.model import Model, Refused, sort_key
 from tests.apply.rig import FIELD, Rig, answer_of
@@ -121,4 +121,39 @@ def test_a_put_that_its_own_transaction_took_the_key_from(tmp_path, nested):
     assert rig.call("Txn", txn).status == "KEY_NOT_FOUND"
     assert [kv.key for kv in rig.range(b"\0", b"\0").message.kvs] == [b"p"]
     assert rig.put(b"q").message.header.revision == 3
+    rig.close()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {},
+        {"sort_order": rpc_pb2.RangeRequest.DESCEND},
+        {"sort_target": rpc_pb2.RangeRequest.MOD, "sort_order": rpc_pb2.RangeRequest.DESCEND},
+        {"sort_target": rpc_pb2.RangeRequest.VALUE, "sort_order": rpc_pb2.RangeRequest.ASCEND},
+        {"min_mod_revision": 2},
+    ],
+    ids=["by key", "falling", "by revision", "by value", "filtered"],
+)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_keys_only_leaves_out_the_value_alone(tmp_path, order, reopened):
+    """The lease stays, in short answers and in those whose size is told before they are made."""
+    rig = Rig(tmp_path / "store")
+    granted = raft_internal_pb2.InternalRaftRequest(header={"ID": 1}, lease_grant={"ID": 0x1234567, "TTL": 1000})
+    rig.entry(granted.SerializeToString())
+    txn = rpc_pb2.TxnRequest()
+    for number in range(2500):
+        lease = 0x1234567 if number % 3 == 0 else 0
+        txn.success.add().request_put.CopyFrom(rpc_pb2.PutRequest(key=b"key%027d" % number, value=b"v", lease=lease))
+    rig.call("Txn", txn)
+    if reopened:
+        rig.close()
+        rig = Rig(tmp_path / "store")
+    for limit in (0, 7):
+        whole = rig.range(b"\0", b"\0", limit=limit, **order).message
+        keys = rig.range(b"\0", b"\0", limit=limit, keys_only=True, **order).message
+        assert len(keys.kvs) == (limit or 2500) and any(kv.lease for kv in keys.kvs)
+        for kv in whole.kvs:
+            kv.value = b""
+        assert list(keys.kvs) == list(whole.kvs)
     rig.close()
