@@ -144,7 +144,13 @@ class Process:
         self._members_known_to = commit
         entries = _log_behind(opened, commit)
         arena = RaftLog(0, 0, rows_max=ARENA_ROWS_MAX, bytes_max=ARENA_BYTES_MAX)
-        self.snapshots = Snapshots(os.path.join(config.member_dir, "snap"), config.snapshot_count, opened.snapshot)
+        self.snapshots = Snapshots(
+            os.path.join(config.member_dir, "snap"),
+            config.snapshot_count,
+            opened.snapshot,
+            config.max_snapshots,
+            config.snapshot_catchup_entries,
+        )
         self.peers = Peers(opened.member_id, entries, arena, Message)
         self.peers.on_special = self._propose_for_peer
         self.peering = Peering(self)

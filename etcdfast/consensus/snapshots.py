@@ -12,7 +12,6 @@ import threading
 from etcdfast import log
 from etcdfast.formats import snapfile
 
-SNAP_FILES_MAX = 5  # etcd's --max-snapshots
 # Long entries fill segments before snapshot_count of them have come.
 LOG_BYTES_BETWEEN = 4 * 64_000_000
 
@@ -20,12 +19,15 @@ _IDLE, _WRITING, _RECORDING = range(3)
 
 
 class Snapshots:
-    """position: (index, term) of the last snapshot. snapshot_count: entries between two."""
+    """position: (index, term) of the last snapshot. snapshot_count: entries between two. files_max: .snap files that
+    are kept, 0 for all. catchup_entries: how many entries before a snapshot followers can still get from the log."""
 
-    def __init__(self, directory, snapshot_count, position):
+    def __init__(self, directory, snapshot_count, position, files_max=5, catchup_entries=5000):
         self.index, self.term = position
         self._directory = directory
         self._count = snapshot_count
+        self._files_max = files_max
+        self._catchup = catchup_entries
         self._bytes_then = 0
         self._state = _IDLE
         self._next = None
@@ -52,6 +54,13 @@ class Snapshots:
             return True
         return False
 
+    def keep_from(self, wanted=()):
+        """The entry from which the log's files shall stay, 0 for no matter: what followers need next (`wanted`: their
+        indexes), and some entries before the snapshot for those that are about to lag. For Wal.keep_from, which has a
+        bound of its own.
+        """
+        return max(min(self.index + 1 - self._catchup, *wanted), 1) if wanted else 0
+
     def _begin(self, index, log_bytes, term, conf_state, data):
         from etcdfast.formats.raftpb import encode_conf_state
 
@@ -66,7 +75,7 @@ class Snapshots:
     def _write(self, data, conf_state, index, term):
         try:
             snapfile.write(self._directory, data, conf_state, index, term)
-            snapfile.purge(self._directory, SNAP_FILES_MAX)
+            snapfile.purge(self._directory, self._files_max, index)
         except OSError as err:
             self._error = err
 

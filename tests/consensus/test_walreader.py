@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from etcdfast.consensus.snapshots import Snapshots
 from etcdfast.consensus.walreader import GONE, LOADING, TABLES_MAX, WalReader
 from etcdfast.formats import wal
 from tests.harness.wait import wait_until
@@ -203,3 +204,11 @@ def test_damage_is_named(log):
         file.write(b"\xff")
     with pytest.raises(wal.WalCorrupt, match="crc mismatch"):
         log.read(1, 10)
+
+
+def test_where_the_log_is_kept_from(tmp_path):
+    snapshots = Snapshots(str(tmp_path), 10_000, (20_000, 3), catchup_entries=5000)
+    assert snapshots.keep_from() == 0  # no followers
+    assert snapshots.keep_from([17_000, 400]) == 400
+    assert snapshots.keep_from([17_000]) == 15_001
+    assert Snapshots(str(tmp_path), 10_000, (0, 0)).keep_from([7]) == 1
