@@ -5,6 +5,7 @@ Source: formats.md sections 1.7, 6 and 8.4-8.5.
 
 import fcntl
 import os
+import time
 from collections import namedtuple
 
 from etcdfast.formats import snapfile, wal
@@ -12,6 +13,7 @@ from etcdfast.formats.raftpb import RaftMessageError, read_fields
 from etcdfast.utl.errors import UtlError
 
 LOCK = "etcdfast.lock"  # supervisor/datadir.py takes it
+ORPHANS_SECONDS = 5.0
 
 # member_id, cluster_id; log: formats.wal.Log; snapshot: (v2 store JSON, ConfState, index, term) that it goes on from
 # or None
@@ -39,20 +41,24 @@ class Layout:
 
 
 def lock(layout):
-    """Keep a member of etcdfast from starting there while the returned file is open. Errors: UtlError."""
-    path = os.path.join(layout.member, LOCK)
-    file = open(path, "a+b")  # stays open, and the lock with it
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(20).decode(errors="replace").strip()
-        file.close()
-        who = f" (process {holder})" if holder.isdecimal() else ""
-        raise UtlError(
-            f"data directory {layout.data_dir} is in use by an etcdfast member{who}: stop it first"
-        ) from None
-    return file
+    """Keep a member of etcdfast from starting there while the returned file is open. Errors: UtlError.
+
+    When the supervisor that has it was killed, its processes end a moment later; this waits for them.
+    """
+    file = open(os.path.join(layout.member, LOCK), "a+b")  # stays open, and the lock with it
+    deadline = time.monotonic() + ORPHANS_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            holder = os.pread(file.fileno(), 20, 0).decode(errors="replace").strip()
+        if time.monotonic() > deadline or not holder.isdecimal() or os.path.exists(f"/proc/{holder}"):
+            file.close()
+            who = f" (process {holder})" if holder.isdecimal() else ""
+            reason = f"data directory {layout.data_dir} is in use by an etcdfast member{who}: stop it first"
+            raise UtlError(reason)
+        time.sleep(0.01)
 
 
 def read_raft(layout):

@@ -2,12 +2,15 @@
 
 import json
 import os
+import pty
+import subprocess
+import termios
 
 import pytest
 
 from etcdfast.formats import bbolt
 from tests.harness import boltread, etcdutl
-from tests.utl.tools import utl
+from tests.utl.tools import utl, utl_process
 
 
 def both(*arguments):
@@ -140,3 +143,35 @@ def test_help_teaches(tmp_path):
     assert utl("version").out.startswith("etcdfastutl version: ")
     assert utl("defrag", "--data-dir", tmp_path).code == 0
     assert not os.listdir(tmp_path)
+
+
+def test_as_a_process(source):
+    """Exit codes reach the shell; output that nobody reads is no traceback."""
+    ended = utl_process("snapshot", "status", source.snapshot, stdout=subprocess.PIPE)
+    assert ended.communicate()[0] == utl("snapshot", "status", source.snapshot).out and ended.returncode == 0
+    with open("/dev/full", "w") as full:
+        ended = utl_process("db", "dump", source.snapshot, "--bucket", "key", stdout=full, stderr=subprocess.PIPE)
+        said = ended.communicate()[1]
+    assert ended.returncode == 1 and said == "Error: no space left on device\n"
+    unread = utl_process(
+        "db", "dump", source.snapshot, "--bucket", "key", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    unread.stdout.close()
+    assert unread.stderr.read() == "" and unread.wait() == 1
+    unread.stderr.close()
+
+
+def test_a_bar_is_shown_on_a_terminal(source, tmp_path):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    tool = utl_process("snapshot", "restore", source.snapshot, "--data-dir", tmp_path / "data", stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # EIO: the other end is closed
+            break
+    os.close(ours)
+    assert tool.wait() == 0
+    assert b"restoring: " in shown and b"restored snapshot: member" in shown

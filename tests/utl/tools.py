@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
 
+from etcdfast.utl import cli
 from tests.harness import pb
 from tests.harness.rpc import Client
 from tests.harness.servers import BIN_DIR, EtcdServer
@@ -19,15 +21,20 @@ Done = namedtuple("Done", "code out err")
 Source = namedtuple("Source", "snapshot database hashes revision data_dir")
 
 
-def utl(*arguments: object, stdin: str = "", cwd: Path | None = None) -> Done:
-    """Run etcdfastutl; a traceback on standard error is a failure whatever the test looks at."""
-    run = subprocess.run(
+def utl(*arguments: object, cwd: Path | None = None) -> Done:
+    """Run etcdfastutl, in this process: a start of Python for each of a hundred runs is half a minute."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd or "."):
+        code = cli.main([str(argument) for argument in arguments])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def utl_process(*arguments: object, **settings: object) -> subprocess.Popen[str]:
+    """The tool as a process of its own, as users have it."""
+    return subprocess.Popen(
         [sys.executable, "-m", "etcdfast.utl", *map(str, arguments)],
-        input=stdin, capture_output=True, text=True, timeout=120, cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        text=True, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, **settings,
     )  # fmt: skip
-    assert "Traceback" not in run.stderr, run.stderr
-    return Done(run.returncode, run.stdout, run.stderr)
 
 
 def etcdctl(endpoint: str, *arguments: object) -> str:
