@@ -138,8 +138,8 @@ class FakeMember:
         elif name == "message":
             body, reply = arguments
             self.posted.append(body)
-            reply(204)
             self._message(Message(*PeerMessage(body).fields()))
+            reply(204)
         else:
             self.events.append((name, *arguments))
 

@@ -178,6 +178,25 @@ def test_many_requests_at_once(lone):
     assert len(member.member.got) == 150
 
 
+def test_large_bodies_take_turns(lone):
+    member = lone(bodies_bytes_max=3_000_000)
+    body = marshal_message(8, A, B, 5, context=b"x" * 2_000_000)
+    data = request_bytes("POST", "/raft", headers(), body)
+    stalled = socket.create_connection(("127.0.0.1", member.port))
+    with stalled:
+        stalled.sendall(data[:1_000_000])
+        statuses = []
+        others = [threading.Thread(target=lambda: statuses.append(parse(exchange(member.port, data)).status))]
+        others[0].start()
+        # A small one passes by the large ones that wait.
+        assert member.ask("POST", "/raft", None, marshal_message(8, A, B, 6)).status == 204
+        stalled.sendall(data[1_000_000:])
+        assert stalled.recv(100).startswith(b"HTTP/1.1 204")
+        others[0].join()
+        assert statuses == [204]
+    assert sorted(m.term for m in member.member.got) == [5, 5, 6]
+
+
 # ---- streams ----------------------------------------------------------------------------------------
 
 
@@ -496,6 +515,23 @@ def test_undial_stops_dialling(two):
     a.thread.ask(B, "GET", "/version", b"", lambda *answer: answers.append(answer))
     two.run_until(lambda: answers, "an answer")
     assert a.streams(B) == b.streams(A) == 0
+
+
+def test_an_answer_given_just_before_the_stop_goes_out(tmp_path):
+    listening, url = listener()
+    member = FakeMember(tmp_path, listening, view_of(A, CLUSTER, {A: url}))
+    member.start()
+    body = snapshot_body(snapshot_message(5), b"x" * 1000)
+    got = []
+    thread = threading.Thread(
+        target=lambda: got.append(ask(int(url.rpartition(":")[2]), "POST", "/raft/snapshot", headers(), body))
+    )
+    thread.start()
+    member.run_until(lambda: member.events, "the snapshot")
+    member.events[0][-1](204)
+    member.close()
+    thread.join()
+    assert got[0].status == 204
 
 
 def test_a_stopped_thread_leaves_no_socket(tmp_path):

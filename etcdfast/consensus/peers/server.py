@@ -15,6 +15,7 @@ from etcdfast.consensus.peers.http1 import HttpError, HttpReader, response_head
 IDLE_SECONDS = 300.0  # without a request, as etcd's read timeout
 BODY_SECONDS = 60.0  # without a byte of a body
 SEND_SECONDS = 60.0  # for an answer
+SMALL_BODY_BYTES = 65536  # of a body, that are not accounted for
 LINGER_SECONDS = 1.0  # for the other side to read a last answer
 LINGER_BYTES_MAX = 4 << 20
 TEXT = "text/plain; charset=utf-8"
@@ -87,18 +88,19 @@ class Request:
     async def body(self, bytes_max):
         """The whole body, accounted for until the request is done. HttpError 413 when it is larger."""
         announced = self.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > bytes_max:
+        most = int(announced) if announced.isdecimal() else bytes_max
+        if most > bytes_max:
             raise HttpError("request body too large", 413)
         pieces, size = [], 0
         while (piece := await self.piece()) is not None:
             size += len(piece)
             if size > bytes_max:
                 raise HttpError("request body too large", 413)
-            # Every request may hold a little; what goes beyond waits for its turn, so small ones pass by large ones.
-            if size > self._reserved + 65536:
-                more = size - self._reserved
-                await self._connection.server.budget.reserve(more)
-                self._reserved += more
+            # Every request may hold a little, so that small ones pass by large ones. Beyond that it waits for all that
+            # it may need: two that each hold a part and want more would wait for each other.
+            if size > SMALL_BODY_BYTES and not self._reserved:
+                await self._connection.server.budget.reserve(most)
+                self._reserved = most
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -242,6 +244,10 @@ class Server:
             log.error("a peer request failed on an internal error", error=f"{type(err).__name__}: {err}")
 
     async def close(self):
+        # Answers that the main thread has just given go out: they are in the way to their connections, and a socket
+        # takes a short one at once.
+        for _ in range(20):
+            await asyncio.sleep(0)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

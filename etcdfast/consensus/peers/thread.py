@@ -141,11 +141,11 @@ class PeerThread:
             for task in done:
                 task.result()
         finally:
+            await server.close()
             tasks = [*listening, stopped, *self._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await server.close()
             for client in self._clients.values():
                 client.close()
             for listener in self._listeners:
