@@ -13,7 +13,7 @@ from etcdfast._ext.errids cimport (
 from etcdfast._ext.frontconn cimport loop_t
 from etcdfast._ext.h2types cimport STREAM_NO_LEADER_OK, STREAM_READS, h2_stream
 from etcdfast._ext.ring cimport (
-    ST_CONNECTED_SINCE_NS, ST_LEADER, ST_LEADER_ELECTED_NS, ST_LEADER_LOST_NS, ST_LEARNER, ST_PEERS, status_get,
+    ST_CONNECTED_SINCE_NS, ST_LEADER, ST_LEADER_ELECTED_NS, ST_LEADER_LOST_NS, ST_LEARNER, ST_MEMBER_ID, ST_PEERS, status_get,
 )
 from etcdfast._ext.rpcids cimport (
     RPC_LEASE_TIME_TO_LIVE, RPC_MEMBER_PROMOTE, RPC_MOVE_LEADER, RPC_RANGE, RPC_SNAPSHOT, RPC_STATUS,
@@ -26,6 +26,12 @@ cdef enum:
 cdef inline bint lacks_leader(loop_t *loop, h2_stream *s) noexcept nogil:
     """Whether the call requires a leader (metadata hasleader: true), and there is none."""
     return not s.flags & STREAM_NO_LEADER_OK and status_get(loop.consensus_page, ST_LEADER) == 0
+
+
+cdef inline bint leads(loop_t *loop) noexcept nogil:
+    """Whether this member is the leader."""
+    cdef uint64_t leader = status_get(loop.consensus_page, ST_LEADER)
+    return leader != 0 and leader == status_get(loop.consensus_page, ST_MEMBER_ID)
 
 
 cdef inline bint learner_refuses(loop_t *loop, h2_stream *s, bint serializable) noexcept nogil:

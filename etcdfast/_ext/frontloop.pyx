@@ -7,11 +7,11 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
 
 from etcdfast._ext.errids cimport (
-    ERR_DEADLINE, ERR_ID_MAX, ERR_NOT_SUPPORTED_FOR_LEARNER, ERR_NO_LEADER, ERR_NO_SPACE, ERR_STOPPED,
+    ERR_DEADLINE, ERR_ID_MAX, ERR_NOT_LEADER, ERR_NOT_SUPPORTED_FOR_LEARNER, ERR_NO_LEADER, ERR_NO_SPACE, ERR_STOPPED,
 )
 from etcdfast._ext.frontconn cimport *
 from etcdfast._ext.frontleader cimport (
-    lacks_leader, leader_lost_wait_ms, leader_refuses, leader_watch, learner_refuses, timeout_error,
+    lacks_leader, leader_lost_wait_ms, leads, leader_refuses, leader_watch, learner_refuses, timeout_error,
 )
 from etcdfast._ext.frontevents cimport TURN_EVENT_BYTES_MAX, events_deliver
 from etcdfast._ext.frontpost cimport (
@@ -29,7 +29,7 @@ from etcdfast._ext.requests cimport REQUEST_MALFORMED, request_check, request_fa
 from etcdfast._ext.ring cimport *
 from etcdfast._ext.rpcids cimport (
     RPC_ALARM, RPC_ELECTION_CAMPAIGN, RPC_ELECTION_OBSERVE, RPC_HEALTH_CHECK, RPC_HEALTH_LIST, RPC_ID_MAX, RPC_LOCK,
-    RPC_WATCH,
+    RPC_MOVE_LEADER, RPC_WATCH,
 )
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.streamtimers cimport TIMER_TICK_SHIFT, timer_expired, timer_set, timer_stop, timer_wait_ms
@@ -211,6 +211,8 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
         health(loop, s, data, size)
     elif lacks_leader(loop, s):
         answer_error(loop, s, ERR_NO_LEADER)
+    elif s.method == RPC_MOVE_LEADER and not leads(loop):
+        answer_error(loop, s, ERR_NOT_LEADER)
     else:
         if facts.cost:
             # etcd asks the quota before it looks at the request any further.

@@ -46,7 +46,21 @@ UNARY: dict[str, Any] = {
 
 
 # Without a leader these wait as long as their client does; two of them for their turn behind another read.
-PATIENT = {"MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "Leader"}
+# LeaseLeases is answered by etcd from what the member itself knows; ours is linearizable.
+PATIENT = {"MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "Leader", "LeaseLeases"}
+
+# What 3.5.1 answers, and the newest release does, whose codes and texts etcdfast has (reference/etcd-behaviour.md).
+NEWEST = {
+    (14, "etcdserver: rpc not supported for learner"): (9, "etcdserver: rpc not supported for learner"),
+    (2, "context deadline exceeded"): (4, "etcdserver: context deadline exceeded"),
+}
+# Handed on by services that drop the code (gotcha G1).
+WITHOUT_CODE = {"Lock", "Campaign"}
+
+
+def _newest(name: str, answer: Answer) -> Answer:
+    code, text = NEWEST.get(answer, answer)
+    return (answer[0] if name in WITHOUT_CODE and answer[0] == 2 else code), text
 
 
 def _answers(member: ClusterMember, metadata: tuple = (), without: Iterable[str] = ()) -> dict[str, Answer]:
@@ -110,6 +124,8 @@ def _streams(member: ClusterMember) -> dict[str, Answer]:
 def _same(kinds: tuple[str, str], script: Callable[[str], dict[str, Answer]]) -> dict[str, Answer]:
     with ThreadPoolExecutor(2) as pool:
         left, right = pool.map(script, kinds)
+    if kinds[1] == "etcdfast":
+        left = {name: _newest(name, answer) for name, answer in left.items()}
     wrong = [f"{name}: etcd {left[name]}, other {right[name]}" for name in left if left[name] != right[name]]
     assert not wrong, "\n".join(wrong)
     return left
@@ -133,7 +149,7 @@ def test_what_a_learner_refuses(kinds: tuple[str, str]) -> None:
             return told
 
     told = _same(kinds, script)
-    assert told["Put"] == (14, "etcdserver: rpc not supported for learner"), told
+    assert told["Put"][1] == "etcdserver: rpc not supported for learner", told
     assert told["serializable Range"] == (0, "")
 
 

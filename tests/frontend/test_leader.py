@@ -22,6 +22,7 @@ NO_LEADER = ("UNAVAILABLE", "etcdserver: no leader")
 LEARNER = ("FAILED_PRECONDITION", "etcdserver: rpc not supported for learner")
 REQUIRED = [("hasleader", "true")]
 SECOND = 10**9
+OWN_ID = 0x1234  # of the member that Frontend plays
 OBSERVE = "/v3electionpb.Election/Observe"
 
 
@@ -85,6 +86,16 @@ def test_a_leader_in_time_keeps_the_streams():
             time.sleep(0.02)
         client.settle()
         assert kinds_of(quiet, led) == ["CALL"] * 4
+
+
+def test_only_the_leader_is_asked_to_move_it():
+    with Frontend() as frontend, frontend.channel() as channel:
+        move = unary(channel, "MoveLeader", "etcdserverpb.Maintenance")
+        for leader in (0, 9):
+            show(frontend, leader=leader)
+            assert failure(move, b"\x08\x01") == ("FAILED_PRECONDITION", "etcdserver: not leader")
+        show(frontend, leader=OWN_ID)
+        assert move(b"\x08\x01", timeout=10) == b"\x08\x01"
 
 
 # ---- learners ----
@@ -223,6 +234,7 @@ def test_what_only_the_leader_answers(late, service, method, request_bytes):
 
 
 def test_a_leader_that_does_not_move(late):
+    show(late.frontend, leader=OWN_ID)
     error = late.fail("MoveLeader", b"\x08\x01", "etcdserverpb.Maintenance")
     assert error == ("UNKNOWN", "etcdserver: request timed out, leader transfer took too long")
 
