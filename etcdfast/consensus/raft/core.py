@@ -130,7 +130,7 @@ class Raft:
         self._count_votes()
 
     def step(self, message):
-        """Take a message of another member, or a MsgProp of this one (`frm` its own id).
+        """Take a message of another member, or a MsgProp of this one (`to` nobody).
 
         A message that cannot be of use is dropped in silence, as the network might have done.
         Errors: ProposalDropped for a MsgProp of this member's own, RaftFault.
@@ -497,6 +497,8 @@ class Raft:
 
     def _count_votes(self):
         result = self._ballot.result(self.conf_state.voters)
+        if self.id not in self.conf_state.voters:
+            result = LOST  # no voter any more since it asked
         if result == WON:
             if self.role == PRE_CANDIDATE:
                 self._stand(b"")
@@ -657,7 +659,7 @@ class Raft:
             if self.leader and self.role == FOLLOWER:
                 self._messages.append(message._replace(to=self.leader, frm=message.frm or self.id))
                 return
-            if message.frm in (self.id, NOBODY):
+            if message.to == NOBODY:
                 raise ProposalDropped(f"{ROLE_NAMES[self.role]} without a leader")
             return
         entries = message.entries
@@ -672,7 +674,7 @@ class Raft:
             else:
                 index = self._changes_to = self.log.append_batch(self.term, entries)
         except ProposalDropped:
-            if message.frm in (self.id, NOBODY):
+            if message.to == NOBODY:
                 raise
             return
         self.appended(index)
