@@ -468,3 +468,9 @@ def test_bad_arguments(pair):
             pair.a.fd(kind, True)
     with pytest.raises(OSError):
         pair.a.attach_out(APP, 1 << 20)
+
+
+def test_the_micro_benchmark_runs():
+    from bench.micro import peerlink
+
+    assert peerlink.run(entries=10, value_bytes=100, total=5000) > 0
