@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.harness import target_name
+from tests.harness.cluster import Failures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,3 +15,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.path.parent.name == "cluster":
                 item.add_marker(pytest.mark.skip(reason="etcdfast has no clusters yet"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    Failures.count += report.failed
+    return report

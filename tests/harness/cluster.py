@@ -43,6 +43,12 @@ PASSING = (
 )
 
 
+class Failures:
+    """How many tests have failed so far: a cluster that several tests share is kept when one of them did."""
+
+    count = 0
+
+
 class ClusterMember(Server):
     """One member; `kind` is "etcd" or "etcdfast". Made by `Cluster` only."""
 
@@ -145,6 +151,7 @@ class Cluster:
         self.token = f"test-{self.directory.name}"
         self.flags = [*timing, *flags]
         self.environment = dict(environment or {})
+        self._failures_before = Failures.count
         self.members: list[ClusterMember] = []
         self.removed: list[ClusterMember] = []
         self._numbers = 0
@@ -195,7 +202,7 @@ class Cluster:
         for member in [*self.members, *self.removed]:
             member.kill9()
         self.network.close()
-        if keep:
+        if keep or Failures.count > self._failures_before:
             print(f"\nthe cluster's directory is kept: {self.directory}")
             for member in [*self.members, *self.removed]:
                 if member.log_path.exists():
