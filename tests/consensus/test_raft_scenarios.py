@@ -1,10 +1,12 @@
-"""The raft core against scenarios in plain text; see scenario.py for the commands."""
+"""The raft core against scenarios in plain text; see scenario.py (one member) and cluster_scenario.py
+(several) for the commands."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.consensus.cluster_scenario import ClusterScenario
 from tests.consensus.scenario import Scenario, parse, render
 
 FILES = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
@@ -12,9 +14,9 @@ FILES = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_scenario(path):
-    scenario = Scenario()
     steps = parse(path.read_text())
     assert steps, f"{path.name} holds no step"
+    scenario = ClusterScenario() if steps[0][1].startswith("cluster") else Scenario()
     shown = [(comments, command, scenario.run(command)) for comments, command, _ in steps]
     if os.environ.get("ETCDFAST_REWRITE"):
         path.write_text(render(shown))

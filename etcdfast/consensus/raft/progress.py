@@ -55,7 +55,10 @@ class Progress:
 
     def become_replicate(self):
         self.next = self.match + 1
+        # The message that was answered told a commit index too.
+        sent = self.sent_commit if self.state == PROBE else 0
         self._enter(REPLICATE)
+        self.sent_commit = sent
 
     def become_snapshot(self):
         self._enter(SNAPSHOT)

@@ -78,6 +78,10 @@ class Disk:
     def crash(self, chance):
         """Some of what was not synced may be there nevertheless."""
         self._keep(chance.randint(0, len(self._queue)) if self._queue else 0)
+        self.drop()
+
+    def drop(self):
+        """All that was not synced is lost."""
         self._queue.clear()
         self._syncing = 0
 
