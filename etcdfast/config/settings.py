@@ -8,6 +8,7 @@ are etcd's (3.7); the last group is our own.
 from collections import namedtuple
 
 from etcdfast.config import values
+from etcdfast.version import CLUSTER_VERSION, MIN_CLUSTER_VERSION
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -85,6 +86,17 @@ def refuse(setting, value):
 
 def known_feature_gates(setting, value):
     values.feature_gates(value, FEATURE_GATES)
+
+
+def known_cluster_version(setting, value):
+    if not value:
+        return
+    found = values.version(value)
+    if found is None or not values.version(MIN_CLUSTER_VERSION) <= found <= values.version(CLUSTER_VERSION):
+        raise ValueError(
+            f"--{setting.name} must be a version from {MIN_CLUSTER_VERSION} to {CLUSTER_VERSION} "
+            f"(set to {values.quote(value)})"
+        )
 
 
 # Gates of etcd's newest release. True or False: what it is here unless set; None: nothing to switch in etcdfast.
@@ -237,6 +249,15 @@ _ROWS = (
         True,
         CLUSTERING,
         "Refuse changes of the membership that would leave the cluster without a quorum.",
+    ),
+    Setting(
+        "max-cluster-version",
+        STRING,
+        "",
+        OWN,
+        "Highest version the cluster may agree on, such as 3.5.0: etcd members of that release can then join, so that a "
+        "migration can be taken back. None by default.",
+        known_cluster_version,
     ),
     Setting("max-learners", INT64, 1, CLUSTERING, "Most learners in the cluster at one time."),
     Setting(

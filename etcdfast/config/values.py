@@ -254,3 +254,11 @@ def feature_gates(text, known):
                 f"invalid value of {pair}: strconv.ParseBool: parsing {quote(value)}: invalid syntax"
             ) from None
     return found
+
+
+def version(text):
+    """(major, minor, patch) of "3.5.1", None when it is no version."""
+    numbers = text.split(".")
+    if len(numbers) != 3 or not all(number.isdecimal() and number.isascii() for number in numbers):
+        return None
+    return tuple(int(number) for number in numbers)

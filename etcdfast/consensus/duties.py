@@ -117,7 +117,9 @@ class Duties:
         process = self._process
         membership, loop = process.membership, process.loop
         known = {member: found.get(member) for member in membership.members}
-        wanted = versions.decide(known, membership.cluster_version, membership.downgrade)
+        wanted = versions.decide(
+            known, membership.cluster_version, membership.downgrade, process.config.max_cluster_version
+        )
         if wanted is None or wanted == membership.cluster_version:
             return
         what = "setting up initial cluster version" if not membership.cluster_version else "updating cluster version"

@@ -23,13 +23,15 @@ def writes_v2(cluster_version):
     return known is not None and known[:2] < V3_FORM_SINCE
 
 
-def decide(servers, cluster_version, downgrade=(False, "")):
+def decide(servers, cluster_version, downgrade=(False, ""), highest=""):
     """The version that the leader has to set now, None for no change.
 
     servers: {member id: version it runs, None when it did not tell} of every member, the own one included.
-    downgrade: (enabled, target version).
+    downgrade: (enabled, target version). highest: beyond it the version does not rise, "" for no such limit.
     """
     wanted = _lowest(servers.values())
+    if wanted is not None and highest and parse(wanted) > parse(highest):
+        wanted = highest
     known = parse(cluster_version)
     if known is None:
         return wanted or MIN_CLUSTER_VERSION

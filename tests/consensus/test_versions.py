@@ -91,3 +91,11 @@ def _varint(data):
         if data[at] < 0x80:
             return value.to_bytes(8)
         at, shift = at + 1, shift + 7
+
+
+def test_a_limit_keeps_the_version_down():
+    mixed = {1: "3.7.1", 2: "3.5.1"}
+    assert versions.decide({1: "3.7.1"}, None, highest="3.5.0") == "3.5.0"
+    assert versions.decide(mixed, "3.4.0", highest="3.6.0") == "3.5.0"
+    assert versions.decide({1: "3.7.1"}, "3.5.0", highest="3.5.0") in (None, "3.5.0")
+    assert versions.decide({1: "3.7.1"}, "3.5.0") == "3.7.0"
