@@ -502,13 +502,13 @@ class Process:
             self.ask_for_reads()
         self._show("proposals_forwarded", self.peers.forwarded)
         loop.keep_index = loop.handed
-        wanted = 0
+        wanted = ()
         if raft.leads:
             others = [progress for member, progress in raft.progress.items() if member != raft.id]
             # Memory is for those who keep up, the log's files for those who are away.
             loop.keep_index = min((p.match for p in others if p.recent_active), default=loop.handed)
-            wanted = min((p.match for p in others), default=0) + 1
-        self.opened.disk.keep_from(wanted)
+            wanted = [p.match + 1 for p in others]
+        self.opened.disk.keep_from(self.snapshots.keep_from(wanted))
 
     def _watch_disk(self):
         """Warn of syncs that took longer than etcd would accept in silence."""

@@ -141,7 +141,9 @@ class Transfers:
         process = self._process
         log.info("taking a snapshot in place of the own state", snapshot_index=index, snapshot_term=meta.term)
         install_snapshot(process.config, process.opened, meta, data, tuple(hard_state))
+        # The leader must hear of it: otherwise it takes the snapshot for lost, and makes another. `stop` sees to that.
         reply(204)
+        process.peering.stop()
         raise Restart
 
     # ---- at a stop -----------------------------------------------------------------------------------------

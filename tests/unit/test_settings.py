@@ -92,6 +92,7 @@ EXAMPLES = {
     "raft-write-timeout": ("1m", 60.0),
     "strict-reconfig-check": ("false", False),
     "max-learners": ("3", 3),
+    "max-cluster-version": ("3.5.0", "3.5.0"),
     "downgrade-check-time": ("1s", 1.0),
     "force-new-cluster": ("true", True),
 }
