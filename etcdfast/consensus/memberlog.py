@@ -85,7 +85,8 @@ class MemberLog:
         self._loop.restore(index, term)
 
     def forget_to(self, index):
-        """Terms before `index` are not needed any more: nobody can be sent what lies there."""
+        """Terms before `index` are not needed any more: nobody can be sent what lies there, unless memory has it."""
+        index = min(index, self._entries.first_index - 1)
         keep = max(bisect_right(self._firsts, index) - 1, 0)
         del self._firsts[:keep]
         del self._terms[:keep]
