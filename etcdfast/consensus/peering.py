@@ -38,6 +38,7 @@ class Peering:
         self._waiting = {}  # token -> what to do with apply's answer (status, payload)
         self._token = 0
         self._since = {}  # member id -> monotonic seconds since which it is heard without a break
+        self._broke = {}  # member id -> when a stream with it ended last
         self._timeout = process.config.election_timeout / 1000
         self._handlers = {
             "stream_out": self._stream_out,
@@ -88,6 +89,7 @@ class Peering:
         for member in have - wanted:
             process.peers.remove(member)
             self._since.pop(member, None)
+            self._broke.pop(member, None)
         for member in wanted - have:
             process.peers.add(member, PeerLink(member, self._own))
         process.show("peers", len(wanted))
@@ -121,23 +123,31 @@ class Peering:
 
     def connected(self):
         """Ids of the members heard for CONNECTED_SECONDS or longer, the own one included."""
+        self._note_broken()
         now = time.monotonic()
         return {self._own} | {member for member, since in self._since.items() if now - since >= CONNECTED_SECONDS}
 
     def is_active(self, member):
+        self._note_broken()
         return member in self._since or member == self._own
+
+    def _note_broken(self):
+        """At once, as in etcd: a member that has just died must not count as connected for a change of members."""
+        for member, kind, outgoing in self._process.peers.take_broken():
+            if not outgoing:
+                self._thread.stream_lost(member, kind)
+            self._broke[member] = time.monotonic()
+            self._since.pop(member, None)
 
     def tick(self):
         """Streams that ended are dialled again; who is heard is noted."""
         process, peers = self._process, self._process.peers
-        for member, kind, outgoing in peers.take_broken():
-            if not outgoing:
-                self._thread.stream_lost(member, kind)
+        self._note_broken()
         now = time.monotonic()
         for member in peers.members:
-            heard = peers.heard_ns(member)
+            heard = peers.heard_ns(member) / 1e9
             # Links say something every 1.7 s even when raft has nothing to say.
-            if heard and now - heard / 1e9 < max(self._timeout, 2.5):
+            if heard > self._broke.get(member, 0.0) and now - heard < max(self._timeout, 2.5):
                 self._since.setdefault(member, now)
             else:
                 self._since.pop(member, None)
