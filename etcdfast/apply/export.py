@@ -19,6 +19,7 @@ from etcdfast.apply import buckets
 from etcdfast.apply.store import Store, StoreError
 from etcdfast.formats import bbolt
 
+LEASE_BYTE = buckets.LEASE[0]
 # Disk space that a file nobody needs for long must leave to the write-ahead log: two segments.
 RESERVE_BYTES = 128 << 20
 SPACE_CHECK_BYTES = 16 << 20
@@ -41,42 +42,52 @@ def export(store_path, path, conf_state=None, reserve_bytes=RESERVE_BYTES):
     store = Store(store_path, read_only=True)
     revision, index, term = store.applied()
     with bbolt.Writer(path) as writer:
-        others = _copy_revisions(store, writer, _SpaceGuard(path, reserve_bytes))
+        others, leases = _copy_revisions(store, writer, _SpaceGuard(path, reserve_bytes))
         version = _storage_version(others)
         others.update(_meta(others, index, term, version, conf_state))
-        _copy_others(others, writer)
+        _copy_others(others, leases, writer)
         # Not synced: it lives in the page cache for as long as somebody reads it, and syncing would hold up the log.
         size = writer.finish(sync=False)
     return {"index": index, "term": term, "bytes": size, "revision": revision, "version": version}
 
 
 def _copy_revisions(store, writer, guard):
-    """Bucket `key`, in one pass over the store; returns the records of all others: prefixed key -> value."""
-    others = {}
+    """Bucket `key`, in one pass over the store.
+
+    Returns the other buckets' records, prefixed key -> value, and the leases: there may be a million, so each is one
+    object, its id before its value.
+    """
+    others, leases = {}, []
     items, last_key = store.records()
     last = None
     writer.begin_bucket(b"key")
     while batch := list(islice(items, BATCH_ITEMS)):
         guard.look(sum(len(value) for _, value in batch))
         if writer.put_revisions(batch) < len(batch):
-            others.update((key[10:], value) for key, value in batch if key[9] == 0xFE)
+            for key, value in batch:
+                if key[9] == 0xFE:
+                    if key[10] == LEASE_BYTE:
+                        leases.append(key[11:] + value)
+                    else:
+                        others[key[10:]] = value
         last = batch[-1][0]
     writer.end_bucket()
     if last != last_key:
         raise StoreCorrupt(f"store is damaged behind key {last.hex() if last is not None else None}")
-    return others
+    return others, leases
 
 
-def _copy_others(others, writer):
+def _copy_others(others, leases, writer):
     """The other buckets, the empty ones too, each in the order of its keys."""
     by_bucket = {prefix: [] for prefix in buckets.NAMES.values()}
     for key, value in others.items():
         by_bucket[key[:1]].append((key[1:], value))
+    leases.sort()
     for name, prefix in buckets.NAMES.items():
-        if prefix != buckets.KEY:
-            writer.begin_bucket(name)
-            writer.put_many(sorted(by_bucket[prefix]))
-            writer.end_bucket()
+        if prefix == buckets.LEASE:
+            writer.bucket(name, ((lease[:8], lease[8:]) for lease in leases))
+        elif prefix != buckets.KEY:
+            writer.bucket(name, sorted(by_bucket[prefix]))
 
 
 def _meta(others, index, term, version, conf_state):

@@ -32,7 +32,7 @@ BATCH_ITEMS = 4096
 FILE_BYTES = 64 << 20
 LOG_SECONDS = 5.0
 
-_OWN_META = (b"consistent_index", b"term")  # ours are in the applied record
+_OWN_META = (buckets.META + b"consistent_index", buckets.META + b"term")  # ours are in the applied record
 
 
 class ImportStopped(Exception):
@@ -151,7 +151,8 @@ def _import(source, folder, stopped):
 
 
 def _fill(reader, folder, progress, stopped):
-    others, index, term = _others(reader)
+    meta = dict(reader.items(b"meta"))
+    index, term = _number(meta.get(b"consistent_index")), _number(meta.get(b"term"))
     db = Rdict(folder, options())
     files = _SortedFiles(folder)
     revisions = 0
@@ -165,31 +166,22 @@ def _fill(reader, folder, progress, stopped):
         if len(last) not in (18, 19) or last[9] != 0x5F:
             raise StoreCorrupt(f"{reader.path} holds the key {last[1:].hex()}, which is no revision")
         progress.add(batch)
-    marks = (others.get(buckets.SCHEDULED_COMPACT), others.get(buckets.FINISHED_COMPACT))
+    marks = (meta.get(b"scheduledCompactRev"), meta.get(b"finishedCompactRev"))
     current = max(1, _number(last[1:9]), *(_number(mark and mark[:8]) for mark in marks))
-    # Behind the last revision, in the order of the store's keys.
-    files.put_many([(stored_meta_key(current, key), value) for key, value in sorted(others.items())])
+    # Behind the last revision, in the order of the store's keys: of which there may be a million leases.
+    for name, prefix in buckets.NAMES.items():
+        for batch in reader.batches(name, BATCH_ITEMS, prefix) if prefix != buckets.KEY else ():
+            progress.add(batch)
+            files.put_many((stored_meta_key(current, key), value) for key, value in batch if key not in _OWN_META)
     files.put_many([stored_applied(current, index, term)])
     moved = IngestExternalFileOptions()
     moved.set_move_files(True)
     db.ingest_external_file(files.finish(), moved)
     db.close()
     _sync_folder(folder)
+    for name in set(reader.buckets()) - buckets.NAMES.keys():
+        log.warn("passed over a bucket that etcd has no use for", bucket=name.decode(errors="replace"))
     return revisions, index, term
-
-
-def _others(reader):
-    """(prefixed key -> value of all buckets but the revisions', raft index and term that the database goes up to)."""
-    others = {}
-    index = term = 0
-    for name in reader.buckets():
-        prefix = buckets.NAMES.get(name)
-        if prefix is None:
-            log.warn("passed over a bucket that etcd has no use for", bucket=name.decode(errors="replace"))
-        elif prefix != buckets.KEY:
-            others.update((prefix + key, value) for key, value in reader.items(name))
-    index, term = (_number(others.pop(buckets.META + name, None)) for name in _OWN_META)
-    return others, index, term
 
 
 def _number(raw):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from etcdfast._ext import wire
 from etcdfast._ext.mvcc import Mvcc, StoreCorrupt
 from etcdfast.apply import buckets, importing
 from etcdfast.apply.compaction import revision_key
@@ -141,6 +142,27 @@ def test_etcd_34_has_neither_term_nor_conf_state(folder):
     assert store.applied() == (202, 10, 0)
     # A file made of it has what its members say.
     assert json.loads(folder.exported()[b"meta"][b"confState"]) == {"voters": [MEMBER], "auto_leave": False}
+
+
+def test_many_leases(folder, monkeypatch):
+    monkeypatch.setattr(importing, "BATCH_ITEMS", 100)
+    before = database(keys=1)
+    for number in random.Random(1).sample(range(1, 1 << 62), 3000):
+        before[b"lease"][number.to_bytes(8, "big")] = b"\x08" + wire.varint(number) + b"\x10\xd8\x04"
+    folder.write(before)
+    folder.prepare()
+    assert folder.exported() == before
+    rig = Rig(folder.store)
+    assert len(list(rig.loop.mvcc.leases.items())) == 3001
+    rig.close()
+
+
+def test_a_bucket_that_is_none_of_etcds_is_passed_over(folder, capfd):
+    before = database()
+    folder.write({**before, b"strange": {b"a": b"b"}})
+    folder.prepare()
+    assert folder.exported() == before
+    assert '"bucket":"strange"' in capfd.readouterr().err
 
 
 def test_a_database_never_used(folder):

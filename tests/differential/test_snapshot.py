@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.etcdctl import etcdctl
 from tests.harness import boltread, etcdutl, pb, reference_server, target_server
-from tests.harness.servers import Server
+from tests.harness.servers import EtcdServer, Server
 
 from .generator import State
 from .runner import Pair, run
@@ -87,6 +87,37 @@ def test_a_stopped_etcd_is_taken_over(seed: int, tmp_path: Path) -> None:
         left.stop()
         left.start()
         _run(left, heir, state, seed, CALLS + CALLS_AFTER, CALLS_AFTER)
+    finally:
+        for server in (left, right, heir):
+            server.close()
+
+
+ETCD_34_VARIABLE = "ETCDFAST_TEST_ETCD34"
+
+
+class Etcd34(EtcdServer):
+    """Debian's etcd-server 3.4, or any other; the program is named by the variable."""
+
+    def command(self) -> list[str]:
+        return [os.environ[ETCD_34_VARIABLE], *super().command()[1:]]
+
+
+@pytest.mark.skipif(ETCD_34_VARIABLE not in os.environ, reason=f"{ETCD_34_VARIABLE} names no etcd 3.4")
+@pytest.mark.parametrize("flags", [[], ["--snapshot-count", "50"]], ids=["log from its beginning", "log cut off"])
+def test_a_stopped_etcd_34_is_taken_over(flags: list[str], seed: int) -> None:
+    """Its database has no term and its members are in the log and the v2 store alone."""
+    left, right, heir = Etcd34(flags=flags), target_server(), target_server()
+    try:
+        left.start()
+        right.start()
+        state = _history(left, right, seed)
+        left.stop()
+        right.stop()
+        shutil.copytree(left.data_dir, heir.data_dir)
+        heir.start()
+        right.start()  # for the same term in its answers
+        assert _leases(heir) == _leases(right)
+        _run(right, heir, state, seed, CALLS, CALLS_AFTER)
     finally:
         for server in (left, right, heir):
             server.close()
