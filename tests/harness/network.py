@@ -94,9 +94,12 @@ class Namespaces:
     faults = True
     SLOW_RATE = "1mbit"
 
+    _made = 0
+
     def __init__(self) -> None:
         _sweep()
-        self._subnet = _free_subnet()
+        Namespaces._made += 1
+        self._subnet = _free_subnet(os.getpid() + Namespaces._made)
         self.name = f"{PREFIX}{os.getpid()}-{self._subnet.replace('.', '-')}"
         self._bridge = f"ef{os.getpid():x}-{self._subnet.split('.')[2]}"  # names of devices have 15 bytes
         self._members: list[int] = []
@@ -112,17 +115,17 @@ class Namespaces:
             raise
 
     def join(self, member: int) -> None:
-        space, outer = self._space(member), f"{self._bridge}.{member}"
+        space, outer = self._space(member), self._outer(member)
+        self._members.append(member)
         _ip("netns", "add", space)
         _ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "address", _mac(member), "netns", space)
         _ip("link", "set", outer, "master", self._bridge, "up")
         _ip("-n", space, "link", "set", "lo", "up")
         _ip("-n", space, "addr", "add", f"{self.host(member)}/24", "dev", "eth0")
         _ip("-n", space, "link", "set", "eth0", "up")
-        for other in self._members:
+        for other in self._members[:-1]:
             self._neighbour(member, other, _mac(other))
             self._neighbour(other, member, _mac(member))
-        self._members.append(member)
 
     def host(self, member: int) -> str:
         return f"{self._subnet}.{member}"
@@ -153,10 +156,15 @@ class Namespaces:
 
     def close(self) -> None:
         for member in self._members:
+            # Both ends at once: a namespace goes some time after its name, and its devices with it.
+            _ip("link", "del", self._outer(member), check=False)
             _ip("netns", "del", self._space(member), check=False)
         _ip("link", "del", self._bridge, check=False)
         self._members.clear()
         _open_networks.discard(self)
+
+    def _outer(self, member: int) -> str:
+        return f"{self._bridge}.{member}"
 
     def _space(self, member: int) -> str:
         return f"{self.name}-{member}"
@@ -279,9 +287,9 @@ def _mac(member: int) -> str:
     return f"02:ef:00:00:00:{member:02x}"
 
 
-def _free_subnet() -> str:
+def _free_subnet(start: int) -> str:
     used = _ip("-4", "route", "show")
-    for number in range(os.getpid() % 200, os.getpid() % 200 + 256):
+    for number in range(start, start + 256):
         subnet = f"198.18.{number % 256}"
         if f"{subnet}.0/24" not in used:
             return subnet
