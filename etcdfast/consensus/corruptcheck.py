@@ -32,6 +32,7 @@ class CorruptionChecks:
         self._answers = None  # {member id: Answer or None} that come in
         self._await_index = 0  # the question to apply waits until so much is handed over
         self._revision = 0
+        self._term = 0  # in which the check under way began
 
     @property
     def busy(self):
@@ -74,6 +75,12 @@ class CorruptionChecks:
         self._raise(members)
 
     def _raise(self, members):
+        raft = self._process.raft
+        if members and not (raft.leads and raft.term == self._term):
+            # Those that were ahead of this member may have followed another leader already. An entry of the term in
+            # which the check began can only be committed if that is not so.
+            log.warn("a corruption check found differences, and its leader was replaced", members=len(members))
+            return
         for member in members:
             log.error("found corruption: raising the CORRUPT alarm", member_id=f"{member:x}")
             request_id = self._process.loop.next_request_id()
@@ -83,6 +90,7 @@ class CorruptionChecks:
 
     def _start(self, check, finish):
         self._check, self._finish = check, finish
+        self._term = self._process.raft.term
         self._go_on(None)
 
     def _go_on(self, answer):
