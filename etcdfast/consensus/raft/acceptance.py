@@ -41,17 +41,17 @@ class Acceptance:
             last = commit
         else:
             if before > log.last_index or log.term(before) != message.log_term:
+                if before == commit:
+                    raise RaftFault(
+                        f"entry {before} is committed with term {log.term(before)}, but the leader {message.frm:x} "
+                        f"has it with term {message.log_term}"
+                    )
                 return -1
             last = before
             if entries is not None and entries.count:
                 last = entries.last
                 start = log.conflict(entries)
                 if start:
-                    if start <= commit:
-                        raise RaftFault(
-                            f"entry {start} of member {message.frm:x} contradicts the committed one "
-                            f"(commit index {commit})"
-                        )
                     log.extend(entries, start)
                     self.replaced_from = start
                     if start <= self.stable:
