@@ -4,8 +4,9 @@
 class Network:
     """cut: directed links that carry nothing. loss, twice: shares of messages. delay_max in milliseconds."""
 
-    def __init__(self, chance):
+    def __init__(self, chance, delay_max):
         self._chance = chance
+        self._delay_max = delay_max
         self.cut = set()
         self.calm()
 
@@ -13,7 +14,7 @@ class Network:
         self.cut.clear()
         self.loss = 0.0
         self.twice = 0.0
-        self.delay_max = 4
+        self.delay_max = self._delay_max
 
     def arrivals(self, frm, to):
         """Delays after which a message arrives: none, one or two."""

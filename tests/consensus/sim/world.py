@@ -17,7 +17,7 @@ from tests.consensus.sim.network import Network
 Settings = namedtuple(
     "Settings",
     "members election_ticks pre_vote message_entries_max inflight_max inflight_full_max turn_ms_max state_first "
-    "ring_full ring_stall_ms fault_ms hunt changes compaction clumsy",
+    "ring_full ring_stall_ms delay_max fault_ms hunt changes compaction clumsy",
 )
 
 CHAOS_MS = 8000
@@ -38,6 +38,7 @@ def draw_settings(chance):
         state_first=chance.random() < 0.5,
         ring_full=chance.choice((0, 0, 0.1, 0.4)),
         ring_stall_ms=chance.choice((40, 2000)),
+        delay_max=chance.choice((4, 4, 30)),  # of a message while the network is well
         # Mean time between two faults.
         fault_ms=chance.choice((60, 150, 400, 2000)),
         # Chance that whoever just became leader, or put a new configuration in force, is hit at once.
@@ -47,7 +48,7 @@ def draw_settings(chance):
         clumsy=chance.random() < 0.3,  # leaders look for the place where logs meet below it, as they may
     )
     profile = chance.random()
-    if profile < 0.2:
+    if profile < 0.25:
         # Leaders fall one after the other, each with entries that few have: figure 8 of the paper.
         return settings._replace(
             members=5,
@@ -55,12 +56,13 @@ def draw_settings(chance):
             pre_vote=False,
             message_entries_max=1,
             inflight_max=1,
+            delay_max=100,
             fault_ms=200,
             hunt=1,
             changes=0,
             compaction=0,
         )
-    if profile < 0.35:
+    if profile < 0.4:
         # Members come and go while hand-over lags behind: configurations differ between members.
         return settings._replace(
             members=3, election_ticks=3, ring_full=0.5, ring_stall_ms=2000, fault_ms=200, hunt=1, changes=6
@@ -81,7 +83,7 @@ class World:
         self.chaos_ms = chaos_ms
         self.now = 0
         self.checker = Checker()
-        self.network = Network(self.chance)
+        self.network = Network(self.chance, self.settings.delay_max)
         self.snapshots = {}
         self.reads_done = set()
         self.steps = 0
