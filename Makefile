@@ -28,6 +28,7 @@ asan: build
 	@exec scripts/asan $(ARGS)
 
 soak: build
+	@$(BIN)/python -m tests.consensus.sim.replay 1 --runs 5000 --chaos-ms 20000
 	@ETCDFAST_CRASH_ROUNDS=1000 ETCDFAST_STORM_ACTIONS=20000 $(BIN)/python -m pytest -s tests/crash $(ARGS)
 	@for part in 1 2 3 4 5 6 7 8 9 10; do \
 		ETCDFAST_CLUSTER_ROUNDS=30 $(BIN)/python -m pytest -s tests/cluster/test_faults.py $(ARGS) || exit 1; done
