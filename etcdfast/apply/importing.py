@@ -270,7 +270,10 @@ def _settle(store):
         log.info("deleting an import that did not come to its end", path=incoming)
         shutil.rmtree(incoming)
     if os.path.exists(store) and not _is_store(store):
-        shutil.rmtree(store)  # its making did not get far: nothing is in it
+        # Its making did not get far, or it has lost a file: RocksDB would clear it and begin anew.
+        if any(name.endswith(".sst") for name in os.listdir(store)):
+            raise StoreCorrupt(f"the store {store} has data, but its file CURRENT is missing")
+        shutil.rmtree(store)
 
 
 def _clear(store, snap_dir, snapshot_index):

@@ -257,6 +257,17 @@ def test_a_store_is_not_given_up_for_etcds_database(folder):
     assert applied_of(folder) == 50
 
 
+def test_a_store_that_has_lost_its_head_is_not_cleared(folder):
+    folder.write(database())
+    folder.prepare()
+    os.unlink(f"{folder.store}/CURRENT")
+    before = sorted(os.listdir(folder.store))
+    folder.write(database())
+    with pytest.raises(StoreCorrupt, match="CURRENT is missing"):
+        folder.prepare()
+    assert sorted(os.listdir(folder.store)) == before
+
+
 # ---- what goes wrong ------------------------------------------------------------------------------
 
 
@@ -376,3 +387,40 @@ def test_revisions_are_loaded_as_etcd_wrote_them(folder):
     mvcc.load(stream, last, store.meta, store.meta_revisions)
     assert mvcc.get(b"odd") == (500, 500, 1, before[b"key"][odd])
     store.close()
+
+
+_LIMITED = """
+import resource, sys
+from etcdfast.apply import export, importing
+from etcdfast.apply.store import StoreError
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # what a full disk is to a write
+try:
+    if sys.argv[1] == "import":
+        importing.prepare(sys.argv[2], sys.argv[3], 0)
+    else:
+        export.export(sys.argv[2], sys.argv[3], reserve_bytes=0)
+except (StoreError, OSError) as err:
+    print(f"refused: {err}")
+"""
+
+
+def limited(*arguments):
+    done = subprocess.run([sys.executable, "-c", _LIMITED, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_disk_too_small_for_an_import_is_named(folder):
+    before = database(keys=3000)
+    folder.write(before)
+    said = limited("import", folder.store, folder.snap)
+    assert said.startswith(f"refused: cannot import {folder.snap}/db into {folder.store}"), said
+    assert folder.names() == (["snap"], ["db"])
+    folder.prepare()
+    assert folder.exported() == before
+
+
+def test_a_disk_too_small_for_an_export_is_named(folder):
+    folder.write(database(keys=3000))
+    folder.prepare()
+    assert "File too large" in limited("export", folder.store, f"{folder.path}/out.db")
