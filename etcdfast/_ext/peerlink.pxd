@@ -35,8 +35,8 @@ cdef enum:
     LINK_BIT_IN_MESSAGE = 8
 
 cdef enum:
-    LINK_READ_BYTES = 131072  # room for one read
-    LINK_KEEP_BYTES = 262144  # a larger buffer that stands empty for a heartbeat's time is given back
+    LINK_READ_BYTES = 131072  # room for one read, at least
+    LINK_KEEP_BYTES = 262144  # buffers are multiples of it; a larger buffer that stands empty for a heartbeat's time is given back
     LINK_CHUNK_HEAD = 10  # 8 hex digits, CR LF
     LINK_CHUNK_TAIL = 2
 
@@ -54,6 +54,7 @@ ctypedef struct link_out:
 ctypedef struct link_in:
     int fd  # -1: not attached
     bint chunked
+    bint malformed  # bytes came that are no chunks: nothing more is taken from it
     chunk_decoder chunks
     uint8_t *data
     uint64_t capacity

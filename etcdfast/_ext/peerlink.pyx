@@ -10,8 +10,6 @@ from libc.string cimport memcpy, memmove, memset
 from etcdfast._ext.netsys cimport IPPROTO_TCP, MSG_NOSIGNAL, TCP_NODELAY, clock_ns, close_fd, recv, send, setsockopt
 from etcdfast._ext.peerwire cimport *
 
-from etcdfast._ext.peerwire import PeerMessageError
-
 cdef extern from *:
     """
     #include <stdint.h>
@@ -330,14 +328,15 @@ cdef bint make_room(link_in *incoming, uint64_t least) noexcept nogil:
             missing = held
         if missing > more:
             more = missing
-        grown = <uint8_t *>malloc(held + more)
+        more = (held + more + LINK_KEEP_BYTES - 1) & ~<uint64_t>(LINK_KEEP_BYTES - 1)
+        grown = <uint8_t *>malloc(more)
         if grown == NULL:
             return False
         if held:
             memcpy(grown, incoming.data + incoming.start, held)
         free(incoming.data)
         incoming.data = grown
-        incoming.capacity = held + more
+        incoming.capacity = more
     incoming.start = 0
     incoming.end = held
     return True
@@ -351,6 +350,7 @@ cdef int take(peer_link *link, link_in *incoming, uint64_t size) noexcept nogil:
     if incoming.chunked:
         payload = chunk_decode(&incoming.chunks, incoming.data + incoming.end, size)
         if payload < 0:
+            incoming.malformed = True
             return LINK_MALFORMED
     incoming.end += <uint64_t>payload
     if incoming.end - incoming.start > incoming.busy_bytes:
@@ -364,13 +364,17 @@ cdef int64_t link_receive(peer_link *link, int kind) noexcept nogil:
     cdef int rc
     if incoming.fd < 0:
         return LINK_DOWN
+    if incoming.malformed:
+        return LINK_MALFORMED
     if incoming.chunks.state == CHUNK_END:
         return LINK_BROKEN
     if not make_room(incoming, LINK_READ_BYTES):
         return LINK_NO_MEMORY
     n = recv(incoming.fd, incoming.data + incoming.end, incoming.capacity - incoming.end, 0)
+    while n < 0 and errno == EINTR:
+        n = recv(incoming.fd, incoming.data + incoming.end, incoming.capacity - incoming.end, 0)
     if n < 0:
-        return 0 if errno == EAGAIN or errno == EINTR else LINK_BROKEN
+        return 0 if errno == EAGAIN else LINK_BROKEN
     if n == 0:
         return LINK_BROKEN
     rc = take(link, incoming, <uint64_t>n)
@@ -491,6 +495,8 @@ cdef int link_next(peer_link *link, int kind, peer_message *out) noexcept nogil:
     cdef int rc
     if incoming.fd < 0:
         return LINK_DOWN
+    if incoming.malformed:
+        return LINK_MALFORMED
     if kind == LINK_APP:
         rc = app_frame(link, incoming, out)
     else:
@@ -611,12 +617,11 @@ cdef class PeerLink:
 
     def attach_in(self, int kind, int fd, bytes leftover not None=b"", bint chunked=True):
         """Own `fd`, a stream this member dialled, of which `leftover` was read behind the HTTP head; an older one is closed.
-        Errors: ValueError for a bad kind, OSError (the descriptor stays the caller's); PeerMessageError when `leftover` is
-        no chunk (it is closed)."""
+        That `leftover` makes no sense is told by link_next. Errors: ValueError for a bad kind, OSError (the descriptor stays
+        the caller's), MemoryError."""
         cdef link_in *incoming = &self.link.incoming[checked_kind(kind)]
         cdef const uint8_t *data = leftover
         cdef uint64_t size = <uint64_t>len(leftover)
-        cdef int rc
         ready_socket(fd)
         link_detach_in(&self.link, kind)
         incoming.fd = fd
@@ -627,10 +632,7 @@ cdef class PeerLink:
         if not make_room(incoming, size):
             raise MemoryError
         memcpy(incoming.data, data, size)
-        rc = take(&self.link, incoming, size)
-        if rc:
-            link_detach_in(&self.link, kind)
-            raise PeerMessageError("malformed chunk")
+        take(&self.link, incoming, size)
 
     def detach(self, int kind, bint outgoing):
         if outgoing:
