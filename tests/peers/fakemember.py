@@ -194,9 +194,10 @@ class FakeMember:
 
 
 class FakeLeader(FakeMember):
-    """Leads a cluster of itself and one real member, which has to be quick: nothing is ever resent."""
+    """Leads a cluster of itself and one real member. What is not acknowledged within a heartbeat is sent again."""
 
     leading = False
+    snapshot = (0, 0)  # index and term before `entries`
     match = 0
     compact = 0  # MsgApps that could go as compact frames
     heartbeat_at = 0.0
@@ -209,13 +210,15 @@ class FakeLeader(FakeMember):
     def append(self, *rows):
         """Entries (type, data) of this term, to the log and to the peer."""
         prev = self.last_index()
-        prev_term = self.entries[-1][0] if self.entries else self.snapshot[1]
-        made = [(self.term, prev + 1 + i, type, data) for i, (type, data) in enumerate(rows)]
-        self.entries += made
-        self.compact += prev_term == self.term
-        assert self.link(self.peer).put_app(self.term, prev, prev_term, self.commit, made) == 0
+        self.entries += [(self.term, prev + 1 + i, type, data) for i, (type, data) in enumerate(rows)]
+        self._replicate(prev)
 
-    snapshot = (0, 0)  # index and term before `entries`
+    def _replicate(self, prev):
+        at = prev - self.snapshot[0]
+        prev_term = self.entries[at - 1][0] if at else self.snapshot[1]
+        code = self.link(self.peer).put_app(self.term, prev, prev_term, self.commit, self.entries[at:])
+        assert code in (0, -1)
+        self.compact += code == 0 and prev_term == self.term
 
     def last_index(self):
         return self.snapshot[0] + len(self.entries)
@@ -225,6 +228,8 @@ class FakeLeader(FakeMember):
         now = time.monotonic()
         if self.leading and now > self.heartbeat_at:
             self.heartbeat_at = now + 0.1
+            if self.snapshot[0] <= self.match < self.last_index():
+                self._replicate(self.match)
             self.send(HEARTBEAT, self.peer, term=self.term, commit=min(self.commit, self.match))
             self.link(self.peer).flush(1)
 
