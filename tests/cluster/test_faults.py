@@ -32,6 +32,7 @@ from .faults import fault, faults_for
 
 SEED_VARIABLE = "ETCDFAST_CRASH_SEED"
 ROUNDS_VARIABLE = "ETCDFAST_CLUSTER_ROUNDS"  # of `make soak`
+KINDS_VARIABLE = "ETCDFAST_CLUSTER_KINDS"  # such as etcd,etcdfast,etcd; else three of the target
 ROUNDS = 5
 CALLS_BETWEEN = 150
 # As long as an election takes: shorter faults are not noticed by all, longer ones only wait.
@@ -48,7 +49,8 @@ def seed() -> int:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with Cluster(flags=FLAGS, network=faulty_network()) as cluster:
+    kinds = os.environ.get(KINDS_VARIABLE, "").split(",")
+    with Cluster(kinds if len(kinds) > 1 else None, flags=FLAGS, network=faulty_network()) as cluster:
         yield cluster
 
 
