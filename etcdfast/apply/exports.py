@@ -8,6 +8,7 @@ At most one export for clients runs, and one for consensus; clients that ask mea
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from etcdfast.apply.store import StoreError
 
 PREFIX = "tmp-export"
 CHUNK_BYTES = 32768  # of a SnapshotResponse, as etcd
+AHEAD_BYTES = 4 << 20  # fetched at once when the page cache has let the file go
 LOOK_NS = 25_000_000
 STOP_SECONDS = 5.0
 
@@ -239,9 +241,12 @@ class Exports:
                 while not call.may_send:
                     yield Wait(credit=True)
                 try:
-                    chunk = os.pread(export.file, min(CHUNK_BYTES, total - at), at)
+                    chunk = _read(export.file, min(CHUNK_BYTES, total - at), at)
                 except OSError as err:
                     return errors.ID["UNKNOWN"], b"", f"cannot read the snapshot file: {err.strerror}"
+                if chunk is None:
+                    yield Pause(LOOK_NS)
+                    continue
                 at += len(chunk)
                 call.send(_message(total - at, chunk) + tail)
             while not call.may_send:
@@ -250,6 +255,24 @@ class Exports:
             return 0, b"", ""
         finally:
             self._leave(export)
+
+
+def _read(fd, size, at):
+    """Some bytes of the file; None when they have to come from the disk first, which is asked to fetch them: the loop
+    must not wait for it. Errors: OSError."""
+    into = bytearray(size)
+    try:
+        size = os.preadv(fd, [into], at, os.RWF_NOWAIT)
+    except BlockingIOError:
+        os.posix_fadvise(fd, at, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        return None
+    except OSError as err:
+        if err.errno != errno.EOPNOTSUPP:
+            raise
+        size = os.preadv(fd, [into], at)  # a file system that cannot tell
+    if not size:
+        raise OSError(errno.EIO, "it is shorter than it was made")
+    return bytes(into[:size])
 
 
 def _message(remaining, blob):

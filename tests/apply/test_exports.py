@@ -1,5 +1,6 @@
 """Snapshot files: what is in them, for whom they are made, and that nothing is left of one that nobody wants."""
 
+import errno
 import hashlib
 import json
 import os
@@ -164,6 +165,24 @@ def test_no_more_is_under_way_than_the_frontend_may_hold(rig):
         say(rig, "CREDIT", stream, len(record["payload"]))
     found = turn_until(rig, ended(stream), "end of the snapshot")
     saved(sent + found[stream])
+
+
+@pytest.mark.parametrize("fault", [errno.EAGAIN, errno.EOPNOTSUPP])
+def test_a_file_that_is_not_in_memory_is_waited_for(rig, monkeypatch, fault):
+    """Told by the system, where the file system can tell; else it is read as it comes."""
+    for number in range(20):
+        rig.put(b"key%d" % number, os.urandom(20_000))
+    real = os.preadv
+    refused = []
+
+    def preadv(fd, buffers, at, flags=0):
+        if flags == os.RWF_NOWAIT and (fault == errno.EOPNOTSUPP or len(refused) < 3):
+            refused.append(at)
+            raise OSError(fault, os.strerror(fault))
+        return real(fd, buffers, at, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert save(rig).data and len(refused) >= 3
 
 
 @pytest.mark.parametrize("when", ["at once", "while it is made", "while it is sent"])

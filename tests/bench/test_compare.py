@@ -44,8 +44,8 @@ def test_self_test(tmp_path):
     assert history == ((BENCH / "history.ndjson").read_text() if (BENCH / "history.ndjson").exists() else None)
 
 
-def test_self_test_of_watches_and_leases(tmp_path):
-    names = ["watch-fanout", "stuck-watcher", "leases-1m"]
+def test_self_test_of_watches_leases_and_snapshots(tmp_path):
+    names = ["watch-fanout", "stuck-watcher", "leases-1m", "snapshot-save"]
     done = run(
         "--self-test", "--only", "etcd", "--pairs", "1", "--total", "30", "--scenarios", ",".join(names),
         "--data-root", str(tmp_path),
@@ -57,6 +57,7 @@ def test_self_test_of_watches_and_leases(tmp_path):
         ("watch-fanout", "events_per_second", r"[\d,.]+ "),
         ("stuck-watcher", "events", "2,000 "),
         ("leases-1m", "left_after_20s", "0 "),
+        ("snapshot-save", "kept", r"[\d.]+ "),
     ]:
         assert re.search(rf"^  {figure} +{value}", tables[name], re.M), tables[name]
 
