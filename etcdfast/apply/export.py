@@ -95,8 +95,7 @@ def _meta(others, index, term, version, conf_state):
     found = {buckets.META + b"consistent_index": index.to_bytes(8, "big")}
     if term:
         found[buckets.META + b"term"] = term.to_bytes(8, "big")
-    if conf_state is not None or buckets.CONF_STATE not in others:
-        found[buckets.CONF_STATE] = _conf_state(others, conf_state)
+    found[buckets.CONF_STATE] = _conf_state(others, conf_state)
     others.pop(buckets.STORAGE_VERSION, None)
     if version and tuple(map(int, version.split("."))) >= (3, 6):
         found[buckets.STORAGE_VERSION] = version.encode()
@@ -104,7 +103,8 @@ def _meta(others, index, term, version, conf_state):
 
 
 def _conf_state(others, given):
-    """In etcd's form; a store taken over from etcd 3.4 has none, but its members say it."""
+    """In etcd's form. The members say it: what the store has may be of another cluster, after a restore by etcdutl,
+    and one taken over from etcd 3.4 has none."""
     if given is None:
         members = [json.loads(value) for key, value in sorted(others.items()) if key[:1] == buckets.MEMBERS]
         given = {

@@ -144,6 +144,17 @@ def test_etcd_34_has_neither_term_nor_conf_state(folder):
     assert json.loads(folder.exported()[b"meta"][b"confState"]) == {"voters": [MEMBER], "auto_leave": False}
 
 
+def test_the_members_say_who_votes(folder):
+    """`snapshot restore` of etcd writes new members and leaves the old cluster's configuration in bucket meta."""
+    before = database()
+    before[b"meta"][b"confState"] = b'{"voters":[1,2,3],"auto_leave":false}'
+    before[b"members"][b"9"] = b'{"id":9,"peerURLs":["http://a:9"],"isLearner":true}'
+    folder.write(before)
+    folder.prepare()
+    found = json.loads(folder.exported()[b"meta"][b"confState"])
+    assert found == {"voters": [MEMBER], "learners": [9], "auto_leave": False}
+
+
 def test_many_leases(folder, monkeypatch):
     monkeypatch.setattr(importing, "BATCH_ITEMS", 100)
     before = database(keys=1)
