@@ -29,7 +29,10 @@ class Twin:
         self.url = f"http://127.0.0.1:{port}"
         self.etcd = EtcdServer(
             directory / "etcd",
-            flags=["--initial-advertise-peer-urls", self.url, "--initial-cluster", f"default={self.url}"],
+            flags=[
+                *("--initial-advertise-peer-urls", self.url, "--initial-cluster", f"default={self.url}"),
+                "--strict-reconfig-check=false",  # which also wants members to be long connected
+            ],
         )
         self.etcd._peer_port = port
         self.directory = directory
@@ -42,7 +45,8 @@ class Twin:
             added = client.call("MemberAdd", pb.MemberAddRequest(peerURLs=["http://127.0.0.1:1"], isLearner=True))
             assert added.ok, added.text
             self.removed = added.message.member.ID
-            assert client.call("MemberRemove", pb.MemberRemoveRequest(ID=self.removed)).ok
+            removed = client.call("MemberRemove", pb.MemberRemoveRequest(ID=self.removed))
+            assert removed.ok, removed.text
         members = ask(self.etcd_port, "GET", "/members")
         self.cluster_id = int(members.headers["x-etcd-cluster-id"], 16)
         (member,) = json.loads(members.body)

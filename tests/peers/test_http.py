@@ -8,9 +8,12 @@ import socket
 import struct
 import threading
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from etcdfast._ext.peerwire import marshal_message
 from etcdfast.api.pb import raft_pb2
@@ -101,6 +104,30 @@ def test_no_http(lone, data, status):
     answer = parse(exchange(member.port, data))
     assert answer.status == status
     assert member.ask("GET", "/version").status == 200
+
+
+def test_any_bytes_leave_the_server_alive(lone):
+    member = lone()
+    heads = [b"", b"GET / HTTP/1.1\r\n", b"POST /raft HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"]
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.sampled_from(heads), st.binary(max_size=300))
+    def any_bytes(head, data):
+        with socket.create_connection(("127.0.0.1", member.port), 10) as connected:
+            connected.sendall(head + data)
+            connected.shutdown(socket.SHUT_WR)
+            try:
+                while connected.recv(65536):
+                    pass
+            except ConnectionResetError:
+                pass
+
+    any_bytes()
+    assert member.ask("GET", "/version").status == 200
+
+
+def test_the_date_is_a_date(lone):
+    assert parsedate_to_datetime(lone().ask("GET", "/version").headers["date"]).year >= 2026
 
 
 def test_bodies_above_the_limit(lone):
@@ -307,7 +334,8 @@ def test_the_view_is_what_is_shown(lone):
 def test_a_full_inbox_refuses():
     inbox = Inbox(items_max=2)
     assert inbox.put("a") and inbox.put("b") and not inbox.put("c")
-    assert inbox.take() == [("a",), ("b",)]
+    assert inbox.put("call", print, ())  # the end of something that main waits for
+    assert inbox.take() == [("a",), ("b",), ("call", print, ())]
     assert inbox.take() == []
     inbox.close()
     assert not inbox.put("d")

@@ -2,8 +2,8 @@
 
 import asyncio
 import errno
+import time
 from collections import OrderedDict
-from email.utils import formatdate
 from typing import NamedTuple
 
 import httptools
@@ -13,7 +13,8 @@ from etcdfast.consensus.peers import sockets
 from etcdfast.consensus.peers.http1 import HttpError, HttpReader, response_head
 
 IDLE_SECONDS = 300.0  # without a request, as etcd's read timeout
-BODY_SECONDS = 60.0  # without a byte of a body
+PIECE_SECONDS = 60.0  # without a byte of a body
+BODY_SECONDS = 300.0  # for a body that is held in memory, as etcd
 SEND_SECONDS = 60.0  # for an answer
 SMALL_BODY_BYTES = 65536  # of a body, that are not accounted for
 LINGER_SECONDS = 1.0  # for the other side to read a last answer
@@ -34,6 +35,17 @@ def failure(status, text, headers=None, close=False):
     return Response(
         status, text.encode() + b"\n", TEXT, {"X-Content-Type-Options": "nosniff", **(headers or {})}, close
     )
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _http_date():
+    # Not strftime, whose names follow the locale, and not email.utils, which imports half the mail library.
+    now = time.gmtime()
+    clock = f"{now.tm_hour:02d}:{now.tm_min:02d}:{now.tm_sec:02d}"
+    return f"{_DAYS[now.tm_wday]}, {now.tm_mday:02d} {_MONTHS[now.tm_mon - 1]} {now.tm_year} {clock} GMT"
 
 
 class Taken:
@@ -81,7 +93,7 @@ class Request:
             return None
         if self.headers.pop("expect", "").lower() == "100-continue":
             await self.wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        piece = await self._reader.piece(BODY_SECONDS)
+        piece = await self._reader.piece(PIECE_SECONDS)
         self._ended = piece is None
         return piece
 
@@ -91,6 +103,10 @@ class Request:
         most = int(announced) if announced.isdecimal() else bytes_max
         if most > bytes_max:
             raise HttpError("request body too large", 413)
+        async with asyncio.timeout(BODY_SECONDS):
+            return await self._pieces(bytes_max, most)
+
+    async def _pieces(self, bytes_max, most):
         pieces, size = [], 0
         while (piece := await self.piece()) is not None:
             size += len(piece)
@@ -184,7 +200,7 @@ class _Connection:
         headers = dict(response.headers)
         if response.content_type:
             headers["Content-Type"] = response.content_type
-        headers["Date"] = formatdate(usegmt=True)
+        headers["Date"] = _http_date()
         if response.status != 204:
             headers["Content-Length"] = len(response.body)
         if not keep:
