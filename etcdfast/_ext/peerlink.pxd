@@ -73,6 +73,7 @@ ctypedef struct peer_link:
     bint empty_snapshot  # put the empty snapshot field into messages, as etcd 3.4 and 3.5 do
     uint64_t out_bytes_max  # per channel; one message alone may exceed it
     uint64_t frame_bytes_max  # larger frames are malformed
+    uint64_t read_ns, write_ns  # without a byte in, or without one out of what waits: the stream is dead
     link_out out[LINK_KINDS]
     link_in incoming[LINK_KINDS]
     peer_entry_list entries  # of the message last returned by link_next

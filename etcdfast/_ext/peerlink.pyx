@@ -29,7 +29,6 @@ cdef enum:
     FRAME_MESSAGE = 2
 
 cdef uint64_t HEARTBEAT_NS = 1666666666  # a third of the other side's deadline
-cdef uint64_t DEADLINE_NS = 5000000000
 cdef uint64_t CHUNK_BYTES_MAX = 0xFFFFFFFF  # eight hex digits
 cdef bytes HEX_DIGITS = b"0123456789abcdef"
 cdef const uint8_t *HEX = HEX_DIGITS
@@ -520,9 +519,9 @@ cdef int link_expired(const peer_link *link, uint64_t now_ns) noexcept nogil:
         incoming = &link.incoming[kind]
         # Signed: what was noted may be younger than the caller's now.
         if out.fd >= 0 and out.end != out.start and out.progress_ns:
-            if <int64_t>(now_ns - out.progress_ns) > <int64_t>DEADLINE_NS:
+            if <int64_t>(now_ns - out.progress_ns) > <int64_t>link.write_ns:
                 dead |= LINK_BIT_OUT_APP << kind
-        if incoming.fd >= 0 and <int64_t>(now_ns - incoming.received_ns) > <int64_t>DEADLINE_NS:
+        if incoming.fd >= 0 and <int64_t>(now_ns - incoming.received_ns) > <int64_t>link.read_ns:
             dead |= LINK_BIT_IN_APP << kind
     return dead
 
@@ -583,6 +582,7 @@ cdef class PeerLink:
     def __cinit__(
         self, uint64_t remote, uint64_t local, *, bint empty_snapshot=True,
         uint64_t out_bytes_max=OUT_BYTES_MAX, uint64_t frame_bytes_max=FRAME_BYTES_MAX,
+        double read_seconds=5.0, double write_seconds=5.0,
     ):
         cdef int kind
         memset(&self.link, 0, sizeof(peer_link))
@@ -595,6 +595,8 @@ cdef class PeerLink:
         self.link.empty_snapshot = empty_snapshot
         self.link.out_bytes_max = out_bytes_max
         self.link.frame_bytes_max = frame_bytes_max
+        self.link.read_ns = <uint64_t>(read_seconds * 1e9)
+        self.link.write_ns = <uint64_t>(write_seconds * 1e9)
 
     def __dealloc__(self):
         self.close()

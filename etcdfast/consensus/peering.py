@@ -91,7 +91,7 @@ class Peering:
             self._since.pop(member, None)
             self._broke.pop(member, None)
         for member in wanted - have:
-            process.peers.add(member, PeerLink(member, self._own))
+            process.peers.add(member, self._new_link(member))
         process.show("peers", len(wanted))
         if self._thread is not None:
             self._thread.set_view(self._view())
@@ -119,6 +119,12 @@ class Peering:
             removed=frozenset(membership.removed),
             cluster_version=membership.cluster_version,
             members_json=membership.members_json().rstrip(b"\n"),
+        )
+
+    def _new_link(self, member):
+        config = self._process.config
+        return PeerLink(
+            member, self._own, read_seconds=config.raft_read_timeout, write_seconds=config.raft_write_timeout
         )
 
     def connected(self):

@@ -38,6 +38,7 @@ from etcdfast.formats.raftpb import decode_conf_change
 # How long a stop waits for apply to take what is committed; all of it is durable by then.
 STOP_SECONDS = 10.0
 SLOW_FSYNC_SECONDS = 1.0  # as etcd warns
+ADVANCE_SECONDS = 5.0  # for other members to be there at a start
 READ_RETRY_SECONDS = 0.5  # as etcd asks again for a ReadIndex
 # Entries in memory: between their arrival and their hand-over, and what other members may still lack. 16,000 clients
 # with a request each under way fit, and so does any one request.
@@ -87,6 +88,7 @@ class Process:
         self._fsyncs_seen = (0, 0)
         self._read_contexts = set()  # of the round of ReadIndex under way: any of them confirms it
         self._read_asked = 0.0
+        self._advance_before = 0.0  # monotonic seconds until which ticks may be skipped
         self._removed_at = 0.0
         self.opened = open_member(boot.config, **wal_settings)
         self.loop = None
@@ -176,7 +178,7 @@ class Process:
         self.raft = Raft(
             RaftConfig(
                 opened.member_id,
-                config.election_timeout // config.heartbeat_interval,
+                config.election_ticks,
                 random.randrange,
                 pre_vote=config.pre_vote,
             ),
@@ -210,6 +212,8 @@ class Process:
             # An imported store has them as etcd 3.5 leaves them in its database, which is not always right.
             self.loop.tell_apply(KINDS["MEMBERS"], self.membership.to_json().encode())
         self.peering.start()
+        if config.initial_election_tick_advance:
+            self._advance_before = time.monotonic() + ADVANCE_SECONDS
         if applied and config.initial_corrupt_check and len(self.membership.members) > 1:
             self.checks.start_initial(self.duties.may_publish)
         else:
@@ -489,8 +493,20 @@ class Process:
         if self._removed_at and time.monotonic() - self._removed_at > 1:
             raise MemberRemoved
 
+    def _advance_ticks(self):
+        """At a start: once other members can be heard and there is no leader, only the random part of an election
+        timeout is sat out, as in etcd."""
+        if self.raft.leader or time.monotonic() > self._advance_before:
+            self._advance_before = 0.0
+        elif self._status[CONSENSUS_WORDS["peers_active"]] > 1:
+            self._advance_before = 0.0
+            for _ in range(self.config.election_ticks - 2):
+                self.raft.tick()
+
     def _tick_cluster(self):
         loop, raft = self.loop, self.raft
+        if self._advance_before:
+            self._advance_ticks()
         self.reader.tick()
         if self.messenger.deferred:
             self.messenger.retry()

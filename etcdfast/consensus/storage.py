@@ -19,7 +19,7 @@ from etcdfast._ext.walio import WalError
 from etcdfast._ext.walscan import LogScan
 from etcdfast.cluster import membership as rules
 from etcdfast.cluster.membership import MembershipError
-from etcdfast.consensus import bootstrap, join
+from etcdfast.consensus import bootstrap, join, versions
 from etcdfast.consensus.membership import Membership
 from etcdfast.consensus.raft import HardState
 from etcdfast.formats import memberid, snapfile, wal
@@ -354,6 +354,9 @@ def settle(config, opened, applied, applied_term):
         if applied > opened.hard_state.commit:
             opened = _follow(opened, opened.hard_state.commit, applied)
             opened = opened._replace(hard_state=opened.hard_state._replace(commit=applied))
+        refusal = versions.refusal(opened.membership.cluster_version, opened.membership.downgrade)
+        if refusal:
+            raise StorageError(refusal)
         return _force_new_cluster(config, opened) if config.force_new_cluster else opened
 
 

@@ -204,6 +204,14 @@ def test_what_the_store_has_is_committed(three):
         settle(config, opened, 7, 2)
 
 
+def test_a_cluster_of_a_newer_version_is_not_served(three):
+    config = three.configs["a"]
+    opened_and_closed(config)
+    append(config, (0, 2, 4, entries.cluster_version(1, "3.9.0")), state=(2, 0, 4))
+    with pytest.raises(StorageError, match="server version is lower than determined cluster version"):
+        settle(config, opened_and_closed(config), 0, 0)
+
+
 def test_a_snapshot_that_contradicts_itself_is_refused(three):
     config = three.configs["a"]
     opened = open_member(config, **SMALL)
