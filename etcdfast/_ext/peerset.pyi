@@ -31,6 +31,7 @@ class Peers:
     dropped: int
     members: list[int]
     entries_received: int
+    any_broken: bool
     on_special: Callable[[int, bytes], None] | None
     def __init__(self, local: int, log: RaftLog, arena: RaftLog, message: type) -> None: ...
     def watch(self, epoll: int) -> None: ...

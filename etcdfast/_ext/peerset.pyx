@@ -165,6 +165,11 @@ cdef class Peers:
             link.detach(kind, outgoing)
             raise OSError("cannot watch a stream of a peer")
 
+    @property
+    def any_broken(self):
+        """Whether take_broken() has something to tell."""
+        return len(self.broken) > 0
+
     def take_broken(self):
         """[(member id, kind, outgoing)] of the streams that ended since the last call."""
         broken, self.broken = self.broken, []

@@ -15,6 +15,7 @@ from etcdfast.consensus.walreader import GONE, LOADING
 _READ_INDEX = (MSG_READ_INDEX, MSG_READ_INDEX_RESP)
 DISK_MESSAGE_BYTES = 1 << 20  # of entries read back, in one message
 DEFERRED_MAX = 1024
+POST_ENTRIES_MAX = 64
 
 
 class Messenger:
@@ -107,7 +108,9 @@ class Messenger:
             if code == peerset.FULL:
                 return message
             if code == peerset.DOWN:
+                # From here on the core sends one message and waits for its answer.
                 self._post(to, self._marshal(message))
+                self._lost(to)
                 return None
             if code == GONE:
                 self._lost(to)
@@ -140,13 +143,13 @@ class Messenger:
     # ---- by POST -------------------------------------------------------------------------------------
 
     def _marshal(self, message):
-        """Bytes for POST /raft. Entries that left memory are not read back for it: an empty message asks how far the
-        member is, and by then it has dialled its streams."""
+        """Bytes for POST /raft: with a few entries, or none when they left memory. That asks how far the member is, and
+        by then it has dialled its streams."""
         entries, context = (), message.context
         if message.type == MSG_APP:
             first, last = message.entries
             if first >= self._entries.first_index:
-                entries = [self._entry(index) for index in range(first, last + 1)]
+                entries = [self._entry(index) for index in range(first, min(last, first + POST_ENTRIES_MAX - 1) + 1)]
         elif message.type in _READ_INDEX:
             entries, context = [(0, 0, 0, context)], b""
         return marshal_message(

@@ -8,6 +8,7 @@ import time
 
 from etcdfast import log
 from etcdfast._ext.peerlink import PeerLink
+from etcdfast._ext.peerset import APP, MESSAGE
 from etcdfast._ext.peerwire import PeerMessage
 from etcdfast._ext.ring import KINDS
 from etcdfast.api import errors, rpcs
@@ -51,6 +52,7 @@ class Peering:
             "promote": lambda member, reply: self._process.calls.promote_for_peer(member, reply),
             "removed": self._removed,
             "unreachable": lambda peer: self._process.raft.report_unreachable(peer),
+            "refused": self._refused,
             "probe": lambda peer, seconds: None,
             "call": lambda function, arguments: function(*arguments),
             "failed": self._failed,
@@ -129,15 +131,15 @@ class Peering:
 
     def connected(self):
         """Ids of the members heard for CONNECTED_SECONDS or longer, the own one included."""
-        self._note_broken()
+        self.note_broken()
         now = time.monotonic()
         return {self._own} | {member for member, since in self._since.items() if now - since >= CONNECTED_SECONDS}
 
     def is_active(self, member):
-        self._note_broken()
+        self.note_broken()
         return member in self._since or member == self._own
 
-    def _note_broken(self):
+    def note_broken(self):
         """At once, as in etcd: a member that has just died must not count as connected for a change of members."""
         for member, kind, outgoing in self._process.peers.take_broken():
             if not outgoing:
@@ -148,7 +150,7 @@ class Peering:
     def tick(self):
         """Streams that ended are dialled again; who is heard is noted."""
         process, peers = self._process, self._process.peers
-        self._note_broken()
+        self.note_broken()
         now = time.monotonic()
         for member in peers.members:
             heard = peers.heard_ns(member) / 1e9
@@ -204,6 +206,18 @@ class Peering:
                 stream=("msgappv2", "message")[kind],
                 direction="to" if outgoing else "from",
             )
+
+    def _refused(self, peer):
+        """Nobody listens where a peer did. A leader that has closed its streams as well is dead: why wait?"""
+        process = self._process
+        if peer != process.raft.leader or peer not in process.peers.members:
+            return
+        link = process.peers.link(peer)
+        if link.fd(APP, False) < 0 and link.fd(MESSAGE, False) < 0:
+            voters = sorted(voter for voter in process.raft.conf_state.voters if voter != peer)
+            if self._own in voters:
+                log.warn("the leader is gone: its streams are closed and nobody listens there", peer_id=f"{peer:x}")
+                process.raft.leader_lost(voters.index(self._own))
 
     def _message(self, body, reply):
         process = self._process

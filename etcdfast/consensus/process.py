@@ -238,6 +238,8 @@ class Process:
                 self.peers.flush()
             if self.messenger.deferred:
                 self.messenger.retry()
+            if self.peers.any_broken:
+                self.peering.note_broken()
         if events & turns.READS and loop.seal_reads():
             self.ask_for_reads()
         if events & turns.FORWARD:

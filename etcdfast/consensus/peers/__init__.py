@@ -22,6 +22,7 @@ How the two talk (the interpreter lock is the main thread's more than ours, so b
       ("hash_kv", body, reply)            body is the JSON request
       ("promote", member id, reply)
       ("removed",)                        a peer says that this member is not of the cluster any more
+      ("refused", peer)                   a dial was refused: nobody listens there
       ("unreachable", peer)               a POST to the peer failed or was dropped
       ("probe", peer, seconds)            round trip of /raft/probing; None: it failed
       ("call", function, arguments)       the end of something asked for: call it

@@ -15,9 +15,11 @@ REMOVED_SECONDS = 5.0  # between attempts once a peer said that this member was 
 
 
 class DialError(Exception):
-    """A stream that a peer did not give, with the reason; one line. `removed`: this member is not of the cluster."""
+    """A stream that a peer did not give, with the reason; one line. `removed`: this member is not of the cluster.
+    `refused`: nobody listens there."""
 
     removed = False
+    refused = False
 
 
 class StreamDialer:
@@ -50,6 +52,8 @@ class StreamDialer:
                 if err.removed:
                     self._owner.inbox.put("removed")
                     pause = REMOVED_SECONDS
+                if err.refused:
+                    self._owner.inbox.put("refused", self._peer)
             left = started + pause - time.monotonic()
             if left > 0:
                 await asyncio.sleep(left)
@@ -77,7 +81,9 @@ class StreamDialer:
             await self._check(wire, response, rest)
             taken = wire.detach()
         except (OSError, HttpError, ValueError) as err:
-            raise DialError(str(err) or type(err).__name__) from None
+            failure = DialError(str(err) or type(err).__name__)
+            failure.refused = isinstance(err, ConnectionRefusedError)
+            raise failure from None
         finally:
             if wire is not None:
                 wire.close()

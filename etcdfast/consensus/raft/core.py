@@ -174,6 +174,17 @@ class Raft:
                 self._stand_when_applied = True
                 self._stand_now()
 
+    def leader_lost(self, rank):
+        """It is known for certain that this member's leader is dead; nobody need wait out its election timeout.
+
+        rank: place of this member among the voters left. The first stands for election at the next tick, each other
+        two ticks later than the one before, so that they do not split the votes. Should the leader live after all, its
+        next message makes it the leader again, and voters that hear it refuse.
+        """
+        if self.role == FOLLOWER and self.leader:
+            self.leader = NOBODY
+            self._election_elapsed = max(self._election_elapsed, self._timeout - 1 - 2 * rank)
+
     def appended(self, last_index):
         """The leader's log was extended up to `last_index` with entries of its term (not durable yet).
 

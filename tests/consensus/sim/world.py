@@ -324,11 +324,20 @@ class World:
     def _crash(self, member):
         retired = member.id in member.roster.removed
         member.crash()
+        if self.chance.random() < 0.5:
+            self.after(self.chance.randint(0, 200), lambda: self._leader_refuses(member.id))
         life = member.life
         if not retired:
             self.after(
                 self.chance.randint(0, self.chance.choice((50, 1500))), lambda: life == member.life and member.start()
             )
+
+    def _leader_refuses(self, leader):
+        """Members find that nobody listens where their leader did, which may be on its feet again by now."""
+        for member in self.up():
+            voters = sorted(voter for voter in member.raft.conf_state.voters if voter != leader)
+            if member.raft.leader == leader and member.id in voters and self.chance.random() < 0.8:
+                member.put(lambda raft=member.raft, rank=voters.index(member.id): raft.leader_lost(rank))
 
     def _pause(self):
         up = self.up()
