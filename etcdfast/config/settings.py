@@ -255,8 +255,8 @@ _ROWS = (
         STRING,
         "",
         OWN,
-        "Highest version the cluster may agree on, such as 3.5.0: etcd members of that release can then join, so that a "
-        "migration can be taken back. None by default.",
+        "Highest version the cluster may agree on, such as 3.5.0: etcd members of that release can then join, so that "
+        "a migration can be taken back. None by default.",
         known_cluster_version,
     ),
     Setting("max-learners", INT64, 1, CLUSTERING, "Most learners in the cluster at one time."),
