@@ -36,6 +36,7 @@ EXTENSIONS = {
     "raftlog": [],  # in-memory raft log of the consensus process
     "peerwire": [],  # raft messages between members, HTTP chunks: bytes only
     "peerlink": [],  # the streams between this member and one other
+    "peerbench": [],  # micro benchmark of those
     "peerset": [],  # the links to all other members
     "consensusturn": ["pthread"],  # the turn of the consensus process
     "consensusloop": ["pthread"],  # the turn for Python

@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from etcdfast._ext.peerlink import STREAMS, PeerLink, benchmark  # noqa: E402
+from etcdfast._ext.peerbench import benchmark  # noqa: E402
+from etcdfast._ext.peerlink import STREAMS, PeerLink  # noqa: E402
 
 
 def run(entries, value_bytes, total):

@@ -116,7 +116,7 @@ cdef int link_put_read(
     const uint8_t *context, uint32_t context_bytes,
 ) noexcept nogil
 
-# Put link heartbeats on both streams when due (1.667 s), and give back memory not needed lately. Returns LINK_BIT_OUT_*
+# Put link heartbeats on both streams when due (a third of read_ns, which members have alike: 1.667 s), and give back memory not needed lately. Returns LINK_BIT_OUT_*
 # of the streams to flush.
 cdef int link_heartbeat(peer_link *link, uint64_t now_ns) noexcept nogil
 
@@ -145,8 +145,9 @@ cdef int64_t link_receive(peer_link *link, int kind) noexcept nogil
 # To be called after attach_in too: bytes may have come with the HTTP head.
 cdef int link_next(peer_link *link, int kind, peer_message *out) noexcept nogil
 
-# LINK_BIT_* of streams that are dead: nothing received, or nothing written of what waits, for 5 s.
-cdef int link_expired(const peer_link *link, uint64_t now_ns) noexcept nogil
+# LINK_BIT_* of streams that are dead: nothing received, or nothing written of what waits, for 5 s. After a pause of this
+# process its sockets are asked first, so that its own silence is not taken for the peer's.
+cdef int link_expired(peer_link *link, uint64_t now_ns) noexcept nogil
 
 # ---- streams come and go --------------------------------------------------------------------------
 

@@ -23,12 +23,15 @@ cdef extern from *:
     void link_store_be64(uint8_t *p, uint64_t v) noexcept nogil
     uint64_t link_load_be64(const uint8_t *p) noexcept nogil
 
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_PEEK
+
 cdef enum:
     FRAME_HEARTBEAT = 0
     FRAME_ENTRIES = 1
     FRAME_MESSAGE = 2
 
-cdef uint64_t HEARTBEAT_NS = 1666666666  # a third of the other side's deadline
 cdef uint64_t CHUNK_BYTES_MAX = 0xFFFFFFFF  # eight hex digits
 cdef bytes HEX_DIGITS = b"0123456789abcdef"
 cdef const uint8_t *HEX = HEX_DIGITS
@@ -241,7 +244,7 @@ cdef int link_heartbeat(peer_link *link, uint64_t now_ns) noexcept nogil:
     cdef peer_message m
     for kind in range(LINK_KINDS):
         out = &link.out[kind]
-        if now_ns - out.heartbeat_ns < HEARTBEAT_NS:
+        if now_ns - out.heartbeat_ns < link.read_ns // 3:
             continue
         out.heartbeat_ns = now_ns
         trim(link, kind)
@@ -509,20 +512,25 @@ cdef int link_next(peer_link *link, int kind, peer_message *out) noexcept nogil:
     return rc
 
 
-cdef int link_expired(const peer_link *link, uint64_t now_ns) noexcept nogil:
+cdef int link_expired(peer_link *link, uint64_t now_ns) noexcept nogil:
     cdef int kind
     cdef int dead = 0
-    cdef const link_out *out
-    cdef const link_in *incoming
+    cdef uint8_t byte
+    cdef uint64_t start
+    cdef link_out *out
+    cdef link_in *incoming
     for kind in range(LINK_KINDS):
         out = &link.out[kind]
         incoming = &link.incoming[kind]
         # Signed: what was noted may be younger than the caller's now.
         if out.fd >= 0 and out.end != out.start and out.progress_ns:
+            start = out.start
             if <int64_t>(now_ns - out.progress_ns) > <int64_t>link.write_ns:
-                dead |= LINK_BIT_OUT_APP << kind
+                if link_flush(link, kind) < 0 or out.start == start:
+                    dead |= LINK_BIT_OUT_APP << kind
         if incoming.fd >= 0 and <int64_t>(now_ns - incoming.received_ns) > <int64_t>link.read_ns:
-            dead |= LINK_BIT_IN_APP << kind
+            if recv(incoming.fd, &byte, 1, MSG_PEEK) <= 0:
+                dead |= LINK_BIT_IN_APP << kind
     return dead
 
 
@@ -738,54 +746,3 @@ cdef class PeerLink:
         cdef peer_message m
         cdef int rc = link_next(&self.link, checked_kind(kind), &m)
         return message_fields(&m) if rc == 1 else rc
-
-
-# ---- benchmark --------------------------------------------------------------------------------------
-
-
-def benchmark(PeerLink sender, PeerLink receiver, int messages, int entries, int data_bytes):
-    """Nanoseconds to put, write, read and take `messages` MsgApps of `entries` entries each over the msgappv2 stream
-    that joins the two links. Errors: RuntimeError when not all came; MemoryError."""
-    cdef peer_entry_list list
-    cdef peer_message m
-    cdef bytes data = bytes(data_bytes)
-    cdef uint64_t index = 0, taken = 0, started
-    cdef int64_t code = 0
-    cdef int sent = 0, put = LINK_OK, left
-    cdef int i
-    memset(&list, 0, sizeof(peer_entry_list))
-    if not peer_entry_list_reserve(&list, <uint32_t>entries):
-        raise MemoryError
-    for i in range(entries):
-        list.rows[i].term = 1
-        list.rows[i].type = 0
-        list.rows[i].data = data
-        list.rows[i].data_bytes = <uint32_t>data_bytes
-    started = clock_ns()
-    with nogil:
-        while taken < <uint64_t>messages:
-            if sent < messages and put == LINK_OK:
-                for i in range(entries):
-                    list.rows[i].index = index + 1 + i
-                put = link_put_app(&sender.link, 1, index, 1, index, list.rows, <uint32_t>entries)
-                if put == LINK_OK:
-                    sent += 1
-                    index += entries
-            left = link_flush(&sender.link, LINK_APP)
-            if left < 0:
-                break
-            if left == 0:
-                put = LINK_OK
-            code = link_receive(&receiver.link, LINK_APP)
-            if code < 0:
-                break
-            code = link_next(&receiver.link, LINK_APP, &m)
-            while code == 1:
-                taken += 1
-                code = link_next(&receiver.link, LINK_APP, &m)
-            if code < 0:
-                break
-    peer_entry_list_free(&list)
-    if taken != <uint64_t>messages:
-        raise RuntimeError(f"{taken} of {messages} messages came, code {code}")
-    return clock_ns() - started

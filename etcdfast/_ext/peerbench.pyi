@@ -1,0 +1,3 @@
+from etcdfast._ext.peerlink import PeerLink
+
+def benchmark(sender: PeerLink, receiver: PeerLink, messages: int, entries: int, data_bytes: int) -> int: ...
