@@ -116,8 +116,8 @@ cdef int link_put_read(
     const uint8_t *context, uint32_t context_bytes,
 ) noexcept nogil
 
-# Put link heartbeats on both streams when due (a third of read_ns, which members have alike: 1.667 s), and give back memory not needed lately. Returns LINK_BIT_OUT_*
-# of the streams to flush.
+# Put link heartbeats on both streams when due (a third of read_ns, which members have alike: 1.667 s), and give back
+# memory not needed lately. Returns LINK_BIT_OUT_* of the streams to flush.
 cdef int link_heartbeat(peer_link *link, uint64_t now_ns) noexcept nogil
 
 # Write without blocking what the socket takes. 0 all gone (or not attached), 1 would block (EPOLLOUT tells when to go
