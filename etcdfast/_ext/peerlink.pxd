@@ -1,6 +1,6 @@
 """The streams between this member and one other: frames in and out of sockets, no decisions of raft.
 
-    we write:   raft log --link_put_*--> frame inside a chunk --> outgoing buffer --link_flush--> stream the peer dialled
+    we write:   raft log --link_put_*--> frame in a chunk --> outgoing buffer --link_flush--> stream the peer dialled
     we read:    stream we dialled --link_receive--> bytes without chunks --link_next--> peer_message
 
 Each side dials both kinds, so a link has up to four connections (formats.md 4.4). They arrive with their HTTP heads
@@ -36,7 +36,7 @@ cdef enum:
 
 cdef enum:
     LINK_READ_BYTES = 131072  # room for one read, at least
-    LINK_KEEP_BYTES = 262144  # buffers are multiples of it; a larger buffer that stands empty for a heartbeat's time is given back
+    LINK_KEEP_BYTES = 262144  # buffers are multiples; a larger one that stands empty for a heartbeat's time is given back
     LINK_CHUNK_HEAD = 10  # 8 hex digits, CR LF
     LINK_CHUNK_TAIL = 2
 
@@ -145,8 +145,8 @@ cdef int64_t link_receive(peer_link *link, int kind) noexcept nogil
 # To be called after attach_in too: bytes may have come with the HTTP head.
 cdef int link_next(peer_link *link, int kind, peer_message *out) noexcept nogil
 
-# LINK_BIT_* of streams that are dead: nothing received, or nothing written of what waits, for 5 s. After a pause of this
-# process its sockets are asked first, so that its own silence is not taken for the peer's.
+# LINK_BIT_* of streams that are dead: nothing received, or nothing written of what waits, for 5 s. After a pause of
+# this process its sockets are asked first, so that its own silence is not taken for the peer's.
 cdef int link_expired(peer_link *link, uint64_t now_ns) noexcept nogil
 
 # ---- streams come and go --------------------------------------------------------------------------

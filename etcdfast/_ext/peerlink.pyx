@@ -15,7 +15,11 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
     static inline void link_store_be64(uint8_t *p, uint64_t v) { v = __builtin_bswap64(v); memcpy(p, &v, 8); }
-    static inline uint64_t link_load_be64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return __builtin_bswap64(v); }
+    static inline uint64_t link_load_be64(const uint8_t *p) {
+        uint64_t v;
+        memcpy(&v, p, 8);
+        return __builtin_bswap64(v);
+    }
     #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     #error "the frame codec is written for little-endian machines"
     #endif
@@ -272,8 +276,9 @@ cdef void trim(peer_link *link, int kind) noexcept nogil:
     cdef link_in *incoming = &link.incoming[kind]
     if out.end == out.start and out.capacity > LINK_KEEP_BYTES and out.busy_bytes <= LINK_KEEP_BYTES:
         free_out(out)
-    if incoming.end == incoming.start and incoming.capacity > LINK_KEEP_BYTES and incoming.busy_bytes <= LINK_KEEP_BYTES:
-        free_in(incoming)
+    if incoming.end == incoming.start and incoming.capacity > LINK_KEEP_BYTES:
+        if incoming.busy_bytes <= LINK_KEEP_BYTES:
+            free_in(incoming)
     if kind == LINK_APP and link.entries.room > 4096 and incoming.busy_bytes <= LINK_KEEP_BYTES:
         peer_entry_list_free(&link.entries)
     out.busy_bytes = incoming.busy_bytes = 0
@@ -583,8 +588,8 @@ cdef ready_socket(int fd):
 cdef class PeerLink:
     """A link to member `remote` of this member `local`, without streams.
 
-    `empty_snapshot`: write the empty snapshot field that 3.4 and 3.5 write in every message. Units: bytes; `out_bytes_max`
-    bounds what waits on one stream, `frame_bytes_max` what one frame may hold.
+    `empty_snapshot`: write the empty snapshot field that 3.4 and 3.5 write in every message. Units: bytes;
+    `out_bytes_max` bounds what waits on one stream, `frame_bytes_max` what one frame may hold.
     """
 
     def __cinit__(
@@ -626,9 +631,9 @@ cdef class PeerLink:
         out.fd = fd
 
     def attach_in(self, int kind, int fd, bytes leftover not None=b"", bint chunked=True):
-        """Own `fd`, a stream this member dialled, of which `leftover` was read behind the HTTP head; an older one is closed.
-        That `leftover` makes no sense is told by link_next. Errors: ValueError for a bad kind, OSError (the descriptor stays
-        the caller's), MemoryError."""
+        """Own `fd`, a stream this member dialled, of which `leftover` was read behind the HTTP head; an older one is
+        closed. That `leftover` makes no sense is told by link_next. Errors: ValueError for a bad kind, OSError (the
+        descriptor stays the caller's), MemoryError."""
         cdef link_in *incoming = &self.link.incoming[checked_kind(kind)]
         cdef const uint8_t *data = leftover
         cdef uint64_t size = <uint64_t>len(leftover)

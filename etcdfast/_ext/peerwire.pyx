@@ -375,7 +375,7 @@ cdef bytes marshal(const peer_message *m, bint empty_snapshot):
 
 
 cdef int fill_entries(peer_entry_list *list, object entries, object keep) except -1:
-    """Rows of (term, index, type, data); `keep` holds what they point to. Errors: MemoryError, TypeError, ValueError."""
+    """Rows of (term, index, type, data); `keep` holds what they point to. Errors: MemoryError, ValueError."""
     cdef uint32_t i = 0
     cdef bytes data
     if len(entries) > PEER_ENTRIES_MAX:
