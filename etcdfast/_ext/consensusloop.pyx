@@ -158,6 +158,10 @@ cdef class Loop(Turn):
 
     def take(self, int taking, uint64_t term, uint64_t leader):
         """What becomes of proposals and reads from now on (TAKE_*); entries drained into the own log are of `term`."""
+        if term > self.term:
+            self.lost_suffix = suffix_of(self.request_suffix)
+            self.lost_term = term
+            self.lost_due = False
         self.taking = taking
         self.term = term
         self.peers.follow(
@@ -205,6 +209,7 @@ cdef class Loop(Turn):
         waiter.generation = r.generation
         waiter.stream = r.stream
         waiter.frontend = r.frontend
+        waiter.method = r.method
         waiter.flags = r.flags
 
     def take_calls(self):

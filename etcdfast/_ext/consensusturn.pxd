@@ -68,6 +68,11 @@ cdef enum:
     LOOP_KEPT_ENTRIES = 4096  # handed over, but kept for members that are a little behind
     LOOP_OWN = 0xFD  # loop_waiter.frontend: this process itself
 
+cdef inline uint64_t suffix_of(uint64_t request_id) noexcept nogil:
+    """What counts up in the ids of a member (formats.md 3.6)."""
+    return request_id & <uint64_t>0xFFFFFFFFFFFF
+
+
 # Who waits for a proposal; found by request id, not by position, so that it holds for forwarded ones too.
 ctypedef struct loop_waiter:
     uint64_t request_id  # 0: free
@@ -126,6 +131,12 @@ cdef class Turn:
     cdef uint64_t reported_last
     cdef uint64_t request_prefix  # of request ids; formats.md 3.6
     cdef uint64_t request_suffix
+    # Ids up to lost_suffix are of terms before lost_term: once an entry of that term is handed over, those that still
+    # wait were with a leader that is gone, and no log holds them.
+    cdef uint64_t lost_suffix
+    cdef uint64_t lost_term  # 0: nothing to refuse
+    cdef bint lost_due
+    cdef uint64_t lost_at  # row of `waiters` that is looked at next
 
     cdef uint64_t state_term, state_vote, state_commit  # hard state as the core has it
     cdef uint64_t given_term, given_vote, given_commit  # as last given to the WAL
@@ -156,6 +167,7 @@ cdef class Turn:
     cdef int hand_reads(self) noexcept nogil
     cdef void release_log(self) noexcept nogil
     cdef void note_stable(self) noexcept nogil
+    cdef int refuse_lost(self) noexcept nogil
     cdef void note_own(self, uint64_t request_id) noexcept with gil
     cdef int wait_awake(self, epoll_event *found) noexcept nogil
     cdef int refuse(self, ipc_record *r, uint32_t status) noexcept nogil

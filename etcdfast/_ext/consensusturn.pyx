@@ -4,7 +4,9 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from etcdfast._ext.errids cimport ERR_REQUEST_TOO_LARGE, ERR_TOO_MANY_REQUESTS, ERR_UNIMPLEMENTED
+from etcdfast._ext.errids cimport (
+    ERR_REQUEST_TOO_LARGE, ERR_TIMEOUT_LEADER_FAIL, ERR_TOO_MANY_REQUESTS, ERR_UNIMPLEMENTED,
+)
 from etcdfast._ext.netsys cimport clock_ns, epoll_event, epoll_wait
 from etcdfast._ext.peerset cimport PEERS_TAG
 from etcdfast._ext.raftlog cimport (
@@ -168,7 +170,8 @@ cdef class Turn:
         cdef uint64_t limit = min(self.commit, self.stable)
         # Rows stay until here, not only until they are handed, so that Python can read the last one.
         self.release_log()
-        if self.handed == limit and not self.hard_index and not self.reads[1 - self.filling].confirmed:
+        if (self.handed == limit and not self.hard_index and not self.lost_due
+                and not self.reads[1 - self.filling].confirmed):
             return 0
         while self.handed < limit:
             index = self.handed + 1
@@ -198,6 +201,9 @@ cdef class Turn:
             ring_commit(self.out, r)
             self.handed = index
             count += 1
+            if self.lost_term and term >= self.lost_term:
+                self.lost_term = self.lost_at = 0
+                self.lost_due = True
             if type or is_own_request(data, data_bytes):
                 self.conf_index = index
                 events |= EV_CONF
@@ -207,6 +213,8 @@ cdef class Turn:
                 if count == LOOP_HAND_RECORDS:
                     self.more = True
                     break
+        if self.lost_due and not self.blocked_bytes:
+            self.refuse_lost()
         if self.hard_index and self.handed >= self.hard_index and not self.blocked_bytes:
             events |= self.hand_hard_record()
         if not self.blocked_bytes:
@@ -291,6 +299,35 @@ cdef class Turn:
             r.stream = waiter.stream
         return 0
 
+    cdef int refuse_lost(self) noexcept nogil:
+        """Answer those whose proposals went with an old leader, or were cut off the own log: their entries would lie
+        before the one of the new term that was just handed over. In etcd's words, but without its waiting. -1 while
+        `ca` has no room."""
+        cdef loop_waiter *waiter
+        cdef ipc_record *to
+        while self.lost_at <= self.waiter_mask:
+            waiter = &self.waiters[self.lost_at]
+            if (waiter.request_id and waiter.frontend != LOOP_OWN
+                    and suffix_of(waiter.request_id) <= self.lost_suffix):
+                to = ring_claim(self.out, sizeof(ipc_record))
+                if to == NULL:
+                    self.blocked_bytes = sizeof(ipc_record)
+                    return -1
+                to.kind = IPC_REFUSE
+                to.method = waiter.method
+                to.flags = waiter.flags
+                to.frontend = waiter.frontend
+                to.slot = waiter.slot
+                to.generation = waiter.generation
+                to.stream = waiter.stream
+                to.status = ERR_TIMEOUT_LEADER_FAIL
+                to.index = to.term = 0
+                ring_commit(self.out, to)
+                waiter.request_id = 0
+            self.lost_at = self.lost_at + 1
+        self.lost_due = False
+        return 0
+
     cdef void note_own(self, uint64_t request_id) noexcept with gil:
         self.own.append(request_id)
 
@@ -299,7 +336,7 @@ cdef class Turn:
     cdef inline uint64_t new_request_id(self) noexcept nogil:
         # Not `+=`: debug builds check self for None there, which needs the interpreter lock.
         self.request_suffix = self.request_suffix + 1
-        return self.request_prefix | (self.request_suffix & 0xFFFFFFFFFFFFu)
+        return self.request_prefix | suffix_of(self.request_suffix)
 
     cdef int drain(self) noexcept nogil:
         """Records of all inbound rings, in turn and within limits. Precondition of TAKE_ALONE: handed == commit, so that

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import pb
+from tests.harness import pb, target_name
 from tests.harness.cluster import Cluster
 from tests.harness.wait import wait_until
 
@@ -110,6 +110,23 @@ def test_a_new_leader_after_kill9_and_the_old_one_follows(cluster: Cluster) -> N
     killed.start()
     with cluster.client(killed) as client:
         assert client.get(b"after").header.revision >= revision
+
+
+@pytest.mark.skipif(target_name() == "etcd", reason="etcd has its callers wait for its own time limit")
+def test_a_write_that_went_with_its_leader_is_answered_under_the_next_one(cluster: Cluster) -> None:
+    """The member that forwarded it knows that no log holds it as soon as the new leader's first entry is there."""
+    old, follower = cluster.leader(), cluster.followers()[0]
+    with follower.client(5) as client:  # less than the 6 s after which a request's time is over
+        client.get(b"x")  # connected
+        old.pause()
+        try:
+            pending = [client.start("Put", pb.PutRequest(key=b"lost", value=b"%d" % n)) for n in range(200)]
+            told = {(reply.code, reply.text) for reply in (one.reply() for one in pending)}
+        finally:
+            old.resume()
+    # What went to the old leader nobody has logged; what came while there was none went to the new one.
+    lost = (14, "etcdserver: request timed out, possibly due to previous leader failure")
+    assert lost in told and told <= {lost, (0, "")}
 
 
 def test_a_stopped_follower_catches_up_from_the_log(cluster: Cluster) -> None:

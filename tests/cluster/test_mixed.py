@@ -45,7 +45,7 @@ def _cut_logs(cluster: Cluster, *members: ClusterMember) -> None:
         if member.kind == "etcdfast":
             member.stop()
             member.start()
-            wait_until(lambda: _first_index(member) > 1, f"{member} to let go of its first log file")
+            wait_until(lambda member=member: _first_index(member) > 1, f"{member} to let go of its first log file")
     cluster.wait_leader()
 
 
