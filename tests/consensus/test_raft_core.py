@@ -28,9 +28,7 @@ def make_log(terms, index=0, term=0):
 def make_leader(terms=(), **config):
     """Member 1 of three, leading term 2 with everything written and acknowledged by nobody."""
     log = make_log(terms)
-    raft = Raft(
-        RaftConfig(1, 10, lambda n: 0, pre_vote=False, **config), log, HardState(1, 0, 0), ConfState((1, 2, 3))
-    )
+    raft = Raft(RaftConfig(1, 10, lambda n: 0, pre_vote=False, **config), log, HardState(1, 0, 0), ConfState((1, 2, 3)))
     raft.campaign()
     raft.persisted(log.last_index, log.term(log.last_index), 2, 1)
     raft.step(Message(MSG_VOTE_RESP, 1, 2, 2))

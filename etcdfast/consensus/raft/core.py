@@ -391,7 +391,12 @@ class Raft:
             elif kind == MSG_PRE_VOTE_RESP and not message.reject:
                 return True  # it grants a term that this member only asked about
             leads = kind == MSG_APP or kind == MSG_HEARTBEAT or kind == MSG_SNAP
+            waited = self._election_elapsed, self._timeout, self.role == LEADER
             self._become(FOLLOWER, term, message.frm if leads else NOBODY)
+            if kind == MSG_VOTE and not waited[2]:
+                # Only who gets this vote is waited for anew (`_step_vote`): else a member that cannot win, but
+                # asks often, would keep those that can from standing.
+                self._election_elapsed, self._timeout = waited[:2]
             return True
         if kind == MSG_APP or kind == MSG_HEARTBEAT:
             # A leader that does not know it was deposed, or one that this member left behind while it was cut

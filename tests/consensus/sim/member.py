@@ -29,9 +29,13 @@ class Member:
         self.up = False
         self.life = 0  # events of an earlier life are void
         self.tick_ms = 100
+        self.pre_vote = True
+        self.old = False  # see World settings
         self.paused_until = 0
         self.sync_ms_max = 3
         self.report_late_ms_max = 2
+        self.removed_at = 0  # entry by which it was removed, as it knows
+        self.gone = False
         self.stored = 0  # the store has flushed up to here
         self.raft = self.log = self.roster = None
 
@@ -59,7 +63,7 @@ class Member:
             self.id,
             settings.election_ticks,
             world.chance.randrange,
-            pre_vote=settings.pre_vote,
+            pre_vote=self.pre_vote,
             message_bytes_max=settings.message_entries_max,
             inflight_max=settings.inflight_max,
             inflight_full_max=settings.inflight_full_max,
@@ -224,7 +228,7 @@ class Member:
                 assert conf_state[:2] == self.roster.conf_state()[:2]
                 self.world.trace(f"{self.id} applies {data} at {index}: {conf_state[:2]}")
                 if self.id in self.roster.removed:
-                    self.world.removed(self)
+                    self.world.removed(self, index)
                 self.world.moment(self)
             if data in self.waiting:
                 self.waiting.discard(data)
@@ -308,7 +312,10 @@ class Member:
             first, last = message.entries
             message = message._replace(entries=Batch(first, self.log.slice(first, last)))
         elif kind == MSG_APP_RESP:
-            if not message.reject:
+            if message.reject:
+                if self.old:
+                    message = message._replace(log_term=0, reject_hint=min(message.index, self.log.last_index))
+            else:
                 checker.accepts(self, message.term, message.index)
         elif kind == MSG_VOTE:
             checker.votes_for(self, message.term, self.id)

@@ -17,7 +17,7 @@ from tests.consensus.sim.network import Network
 Settings = namedtuple(
     "Settings",
     "members election_ticks pre_vote message_entries_max inflight_max inflight_full_max turn_ms_max state_first "
-    "ring_full ring_stall_ms delay_max fault_ms hunt changes compaction clumsy",
+    "ring_full ring_stall_ms delay_max fault_ms hunt changes compaction clumsy old",
 )
 
 CHAOS_MS = 8000
@@ -30,7 +30,7 @@ def draw_settings(chance):
     settings = Settings(
         members=chance.choice((3, 3, 5, 5, 7)),
         election_ticks=chance.choice((3, 3, 5, 10)),
-        pre_vote=chance.random() < 0.6,
+        pre_vote=chance.choice((1, 1, 1, 0, 0.5)),  # share of members that ask first
         message_entries_max=chance.choice((1, 2, 5, 100)),
         inflight_max=chance.choice((1, 4, 512)),
         inflight_full_max=chance.choice((1, 16)),
@@ -46,6 +46,7 @@ def draw_settings(chance):
         changes=chance.choice((0, 0, 1, 6)),  # weight of membership changes among the faults
         compaction=chance.choice((0, 1, 3)),
         clumsy=chance.random() < 0.3,  # leaders look for the place where logs meet below it, as they may
+        old=chance.choice((0, 0, 0.5)),  # share of members that refuse like etcd 3.4, without a term at their hint
     )
     profile = chance.random()
     if profile < 0.25:
@@ -53,7 +54,7 @@ def draw_settings(chance):
         return settings._replace(
             members=5,
             election_ticks=3,
-            pre_vote=False,
+            pre_vote=0,
             message_entries_max=1,
             inflight_max=1,
             delay_max=100,
@@ -129,7 +130,11 @@ class World:
 
     def _add(self, member_id, image):
         member = self.members[member_id] = Member(self, member_id, Disk(image))
-        member.tick_ms = self.chance.randint(80, 125)  # clocks differ
+        member.pre_vote = self.chance.random() < self.settings.pre_vote
+        member.old = self.chance.random() < self.settings.old
+        # Clocks differ, by a lot where the election timeout allows for it.
+        wide = self.settings.election_ticks == 10 and self.chance.random() < 0.5
+        member.tick_ms = self.chance.randint(40, 250) if wide else self.chance.randint(80, 125)
         member.start()
 
     def up(self):
@@ -144,15 +149,21 @@ class World:
         member.crash()
         member.start()
 
-    def removed(self, member):
-        """A member learned that it was removed; it stops after a while."""
-        life = member.life
-        self.after(self.chance.randint(0, 2000), lambda: self._retire(member, life))
+    def removed(self, member, index):
+        """A member learned that it was removed, by the entry at `index`; it stops after a while."""
+        member.removed_at = index
+        self.after(self.chance.randint(0, 2000), self._retire, member)
 
-    def _retire(self, member, life):
-        if member.life == life:
-            member.crash()
+    def _retire(self, member):
+        """It is gone for good, and its disk with it, once those that stay know that they can do without it."""
+        staying = [self.members[other] for other in member.roster.voters]
+        if all(other.up and other.handed >= member.removed_at for other in staying):
+            if member.up:
+                member.crash()
+            member.gone = True
             self.trace(f"{member.id} is gone")
+        else:
+            self.after(500, self._retire, member)
 
     # ---- network ---------------------------------------------------------------------------------
 
@@ -404,7 +415,7 @@ class World:
         self.network.calm()
         for member in self.members.values():
             member.sync_ms_max, member.report_late_ms_max, member.paused_until = 3, 2, 0
-            if not member.up and not (member.roster and member.id in member.roster.removed):
+            if not member.up and not member.gone:
                 member.start()
         self.settings = self.settings._replace(ring_full=0)
         asked = {}
