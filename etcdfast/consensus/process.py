@@ -140,6 +140,9 @@ class Process:
     def _start(self, applied):
         config = self.config
         self.opened = opened = settle(config, self.opened, applied, self._apply[APPLY_WORDS["applied_term"]])
+        if opened.member_id in opened.membership.removed:
+            opened.disk.close()
+            raise MemberRemoved
         hard_state = opened.hard_state
         commit = hard_state.commit
         self.membership = opened.membership
