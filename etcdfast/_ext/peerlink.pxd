@@ -36,7 +36,7 @@ cdef enum:
 
 cdef enum:
     LINK_READ_BYTES = 131072  # room for one read, at least
-    LINK_KEEP_BYTES = 262144  # buffers are multiples; a larger one that stands empty for a heartbeat's time is given back
+    LINK_KEEP_BYTES = 262144  # buffers are multiples; a larger one that stays empty for a heartbeat is given back
     LINK_CHUNK_HEAD = 10  # 8 hex digits, CR LF
     LINK_CHUNK_TAIL = 2
 
