@@ -591,10 +591,10 @@ def _log_behind(opened, commit):
 
     What is not committed may still be replaced by another leader's entries.
     """
-    table, last = opened.table, opened.log.last_index
+    table, last = opened.table, opened.last_index
     rows = [] if table is None else range(len(table))
     if not rows or commit >= last:
-        return _new_log(last, opened.log.last_term, 0, 0)
+        return _new_log(last, opened.last_term, 0, 0)
     first = table.entry(0)[2]
     start = max(commit + 1, first)
     tail = [table.entry(index - first) for index in range(start, last + 1)]

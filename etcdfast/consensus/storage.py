@@ -14,7 +14,6 @@ from collections import namedtuple
 
 from etcdfast import log
 from etcdfast._ext import walscan
-from etcdfast._ext.raftlog import RaftLog
 from etcdfast._ext.walio import WalError
 from etcdfast._ext.walscan import LogScan
 from etcdfast.cluster import membership as rules
@@ -37,21 +36,17 @@ from etcdfast.formats.raftpb import (
 ENTRY_CONF_CHANGE = 1  # raftpb.EntryType
 INDEX_MAX = (1 << 64) - 1
 
-# Entries between their arrival and their hand-over. 16,000 clients with a request each under way fit, and so
-# does any one request; a fuller log would only mean that the disk or apply is behind.
-LOG_ROWS_MAX = 32768
-LOG_BYTES_MAX = 8 << 20
 WAL_BUFFER_BYTES = 4 << 20  # two of them
 
-# member_id, cluster_id; disk: Wal; log: RaftLog behind the WAL's last entry; table: EntryTable of what was read, from
-# behind `snapshot` on; hard_state: HardState; membership: of the entries up to hard_state.commit, with conf_state for
+# member_id, cluster_id; disk: Wal; last_index, last_term: of the log; table: EntryTable of what was read, from behind
+# `snapshot` on; hard_state: HardState; membership: of the entries up to hard_state.commit, with conf_state for
 # raft and applied_conf_index, the last configuration change in it; runs: [(index, term)] of the log read; rare:
 # indexes of entries no client asked for; snapshot: (index, term) that the log goes on from; remotes: (Member, ...) of
 # the cluster that this member joins, as long as its log does not tell of any; settings: for formats.wal.
 Opened = namedtuple(
     "Opened",
-    "member_id cluster_id disk log table hard_state membership applied_conf_index runs rare snapshot conf_state "
-    "remotes settings",
+    "member_id cluster_id disk last_index last_term table hard_state membership applied_conf_index runs rare "
+    "snapshot conf_state remotes settings",
 )
 
 
@@ -105,10 +100,6 @@ class _named_errors:
 
 def _snap_dir(config):
     return os.path.join(config.member_dir, "snap")
-
-
-def _new_log(index, term):
-    return RaftLog(index, term, rows_max=LOG_ROWS_MAX, bytes_max=LOG_BYTES_MAX)
 
 
 # ---- a new member ---------------------------------------------------------------------------------
@@ -207,7 +198,8 @@ def _read(config, settings, joined=None):
         member_id,
         cluster_id,
         disk,
-        _new_log(last_index, last_term),
+        last_index,
+        last_term,
         table,
         hard_state,
         membership,
@@ -361,7 +353,7 @@ def settle(config, opened, applied, applied_term):
 
 
 def _check_applied(config, opened, applied, applied_term):
-    last, first = opened.log.last_index, opened.snapshot[0] + 1
+    last, first = opened.last_index, opened.snapshot[0] + 1
     if applied > last:
         raise StorageError(
             f"the store has applied index {applied}, but the write-ahead log {config.wal_path} ends at "
@@ -409,7 +401,7 @@ def _force_new_cluster(config, opened):
     log.warn(
         "forcing a new cluster of this member alone",
         member_id=f"{opened.member_id:x}",
-        discarded_entries=opened.log.last_index - state.commit,
+        discarded_entries=opened.last_index - state.commit,
         commit_index=state.commit,
         removed=[f"{change.node_id:x}" for change in changes if change.type == rules.REMOVE_NODE],
     )

@@ -95,7 +95,7 @@ def test_joining_real_etcd(tmp_path, is_learner):
             opened.disk.close()
             assert (opened.member_id, opened.cluster_id) == (added.member.ID, added.header.cluster_id)
             assert opened.hard_state == HardState(0, 0, 0)
-            assert (len(opened.table), opened.log.last_index, opened.conf_state.voters) == (0, 0, ())
+            assert (len(opened.table), opened.last_index, opened.conf_state.voters) == (0, 0, ())
             assert not opened.membership.members
             assert [(m.id, m.name, m.peer_urls) for m in opened.remotes] == [
                 (added.header.member_id, "a", (peer_url(server),))

@@ -172,7 +172,7 @@ def test_entries_behind_the_commit_index_stay(three):
     )
     opened = opened_and_closed(config)
     assert opened.hard_state == HardState(3, 77, 5)
-    assert opened.log.last_index == 7 and opened.log.last_term == 2
+    assert opened.last_index == 7 and opened.last_term == 2
     assert [row[2] for row in rows(opened)] == list(range(1, 8))
     assert opened.runs == [(1, 1), (4, 2)]
     assert opened.rare == [1, 2, 3, 5, 7]
@@ -260,8 +260,8 @@ def test_force_new_cluster_does_to_the_log_what_etcd_does(three, tmp_path):
     opened.disk.close()
     assert list(opened.membership.members) == [three.ids["a"]]
     assert opened.conf_state == raftpb.ConfState((three.ids["a"],))
-    assert opened.hard_state == HardState(3, three.ids["a"], opened.log.last_index)
-    assert opened.log.last_index == 8 + 3
+    assert opened.hard_state == HardState(3, three.ids["a"], opened.last_index)
+    assert opened.last_index == 8 + 3
     ours = rows(opened)
     assert [theirs.entry(row) for row in range(len(ours))] == ours
     # A second start with the flag changes nothing, one without it goes on.
@@ -371,7 +371,7 @@ def test_a_received_snapshot_is_what_the_next_start_goes_on_from(three):
     opened.disk.close()
     opened = open_member(config, **SMALL)
     assert opened.snapshot == (500, 7)
-    assert (len(opened.table), opened.log.last_index, opened.log.last_term) == (0, 500, 7)
+    assert (len(opened.table), opened.last_index, opened.last_term) == (0, 500, 7)
     assert opened.hard_state == HardState(7, 0, 500)
     assert opened.conf_state == meta.conf_state and opened.conf_state.learners == (0x77,)
     assert opened.membership.removed == {three.ids["c"]}
@@ -424,7 +424,7 @@ def test_a_crash_at_any_write_of_an_installation_leaves_the_old_or_the_new_state
             assert os.path.exists(database)
         else:
             assert crashed
-            assert (opened.snapshot, opened.log.last_index, len(opened.table)) == ((0, 0), 10, 10)
+            assert (opened.snapshot, opened.last_index, len(opened.table)) == ((0, 0), 10, 10)
         seen.add(opened.snapshot[0])
     assert seen == {0, 500}
 
@@ -440,7 +440,7 @@ def test_half_an_installation_is_taken_back(three):
     opened.disk.append_snapshot(500, 7, raftpb.encode_conf_state(meta.conf_state))
     opened.disk.close()
     opened = opened_and_closed(config)
-    assert (opened.snapshot, opened.log.last_index, opened.hard_state.commit) == ((0, 0), 10, 8)
+    assert (opened.snapshot, opened.last_index, opened.hard_state.commit) == ((0, 0), 10, 8)
     assert os.listdir(snap_dir) == []
 
 
