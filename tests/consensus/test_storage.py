@@ -455,6 +455,18 @@ def test_a_snapshot_that_does_not_fit_itself_is_not_installed(three):
     assert opened_and_closed(config).snapshot == (0, 0)
 
 
+def test_members_beyond_the_configuration_are_taken(three):
+    """etcd 3.6 lists who is a member when it sends, which may be later than the snapshot."""
+    config = grown(three)
+    opened = open_member(config, **SMALL)
+    meta, data = received(three, None)
+    meta = meta._replace(conf_state=raftpb.ConfState(meta.conf_state.voters))
+    install_snapshot(config, opened, meta, data, (7, 0, 500))
+    opened.disk.close()
+    opened = opened_and_closed(config)
+    assert opened.conf_state.learners == () and 0x77 in opened.membership.members
+
+
 def test_databases_of_older_snapshots_go(tmp_path):
     for index in (5, 9, 10):
         open(tmp_path / snapfile.database_name(index), "w").close()
