@@ -348,7 +348,7 @@ class World:
         for member in self.up():
             voters = sorted(voter for voter in member.raft.conf_state.voters if voter != leader)
             if member.raft.leader == leader and member.id in voters and self.chance.random() < 0.8:
-                member.put(lambda raft=member.raft, rank=voters.index(member.id): raft.leader_lost(rank))
+                member.put(member.raft.leader_lost, voters.index(member.id))
 
     def _pause(self):
         up = self.up()
