@@ -191,7 +191,7 @@ cdef enum:
     ST_APPLY_READY = 11
     ST_AUTH_ENABLED = 12
     ST_AUTH_REVISION = 13
-    ST_APPLY_OPENED = 14     # ST_APPLIED_INDEX is valid
+    ST_APPLY_OPENED = 14     # 1: ST_APPLIED_INDEX is valid; 2: and the store was imported just now
     ST_WATCH_STREAMS = 15
     ST_WATCHERS = 16
     ST_SLOW_WATCHERS = 17    # behind what has happened

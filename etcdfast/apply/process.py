@@ -72,7 +72,7 @@ class Process:
         page[_WORDS["applied_index"]] = index
         page[_WORDS["flushed_index"]] = index
         page[_WORDS["quota_bytes"]] = self._config.quota_bytes
-        page[_WORDS["opened"]] = 1
+        page[_WORDS["opened"]] = 2 if self._imported else 1
         os.eventfd_write(self._doorbells["consensus"], 1)
 
     def _await_consensus(self):

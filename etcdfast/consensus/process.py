@@ -211,7 +211,7 @@ class Process:
         self._show("last_index", entries.last_index)
         self._show("durable_index", entries.last_index)
         self.members_changed()
-        if applied and self.membership.members:
+        if self.apply_word("opened") == 2 and self.membership.members:
             # An imported store has them as etcd 3.5 leaves them in its database, which is not always right.
             self.loop.tell_apply(KINDS["MEMBERS"], self.membership.to_json().encode())
         self.peering.start()
