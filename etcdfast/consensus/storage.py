@@ -333,6 +333,8 @@ def _follow(opened, known, commit):
             membership.apply_own_request(data)
         else:
             raise MembershipError(f"entry {index} is of type {entry_type}, which no etcd writes")
+    if applied_conf_index == opened.applied_conf_index:
+        return opened
     return opened._replace(applied_conf_index=applied_conf_index, conf_state=membership.conf_state())
 
 
