@@ -47,10 +47,21 @@ def seed() -> int:
     return seed
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def _new_cluster() -> Cluster:
     kinds = os.environ.get(KINDS_VARIABLE, "").split(",")
-    with Cluster(kinds if len(kinds) > 1 else None, flags=FLAGS, network=faulty_network()) as cluster:
+    return Cluster(kinds if len(kinds) > 1 else None, flags=FLAGS, network=faulty_network())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with _new_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fresh_cluster() -> Iterator[Cluster]:
+    """Without any write yet: the test accounts for every revision."""
+    with _new_cluster() as cluster:
         yield cluster
 
 
@@ -152,7 +163,8 @@ class ClusterLoad(Load):
         return members[number % len(members)].endpoint
 
 
-def test_writes_and_watches_under_faults(cluster: Cluster, seed: int) -> None:
+def test_writes_and_watches_under_faults(fresh_cluster: Cluster, seed: int) -> None:
+    cluster = fresh_cluster
     rng = random.Random(seed)
     model = ReplayModel()
     checker = Checker(model=model, late=True)
@@ -234,9 +246,10 @@ def test_leases_outlive_their_leader_and_end(cluster: Cluster) -> None:
     guard = Guard(AnyMember(cluster))
     follower = cluster.followers()[0]
     with cluster.client(follower) as client:
-        leases = [guard.grant(client, number, 2 + number % 3) for number in range(1, 10)]
-    cluster.leader().kill9()
-    cluster.wait_leader()
+        leases = [guard.grant(client, number, 2 + number % 3) for number in range(1001, 1010)]
+    killed = cluster.leader()
+    killed.kill9()
+    cluster.wait_leader(other_than=killed)
     elected = time.monotonic()
     with cluster.client(follower) as client, client.keep_alive() as stream:
         kept = [lease for lease in leases if lease.ttl == 4]
@@ -246,3 +259,4 @@ def test_leases_outlive_their_leader_and_end(cluster: Cluster) -> None:
     guard.all_end(leases, elected + 4)
     guard.close()
     guard.check()
+    killed.start()

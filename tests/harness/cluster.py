@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -99,15 +100,26 @@ class ClusterMember(Server):
             if not self.alive:
                 assert self.process is not None
                 raise ServerError(f"{self} ended with status {self.process.poll()} at start\n{self.log_tail()}")
-            last[:] = [client.call("Range", request, timeout_seconds=1.0)]
+            # A gRPC channel that meets a closed port waits a second before it tries again.
+            if not self._listens():
+                return False
+            with self.client() as client:
+                last[:] = [client.call("Range", request, timeout_seconds=1.0)]
             return last[0].ok
 
-        with self.client() as client:
-            try:
-                wait_until(ready, f"a read from {self}", deadline_seconds)
-            except WaitTimeout as error:
-                raise ServerError(f"{error} (code {last[0].code}: {last[0].text})\n{self.log_tail()}") from None
+        try:
+            wait_until(ready, f"a read from {self}", deadline_seconds)
+        except WaitTimeout as error:
+            said = f"code {last[0].code}: {last[0].text}" if last else "it does not listen"
+            raise ServerError(f"{error} ({said})\n{self.log_tail()}") from None
         self.processes()
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection((self.host, self.port), 1.0).close()
+        except OSError:
+            return False
+        return True
 
     def status(self) -> Any | None:
         """Maintenance.Status, or None when it does not answer."""
