@@ -88,7 +88,7 @@ def test_a_cluster_forced_out_of_one_member(kind: str) -> None:
         left, *lost = cluster.members
         for member in lost:
             member.kill9()
-        left.kill9()
+        left.stop()  # a killed one may not have written how far it had committed, and drops what is behind that
         left.flags.append("--force-new-cluster")
         left.start()
         left.flags.remove("--force-new-cluster")
