@@ -58,7 +58,7 @@ class Node:
             if kind == ENTRY_CONF_CHANGE:
                 self.roster.apply(*data)
         self.log = SimLog(image.snapshot.index, image.snapshot.term, image.entries, lambda *entry: None)
-        self.raft = Raft(
+        self.raft = self.cluster.raft_class(
             # The random part of the election timeout grows with the id: 1 is first.
             RaftConfig(
                 self.id,
@@ -161,6 +161,9 @@ class Node:
 
 
 class ClusterScenario:
+    def __init__(self, raft_class=Raft):
+        self.raft_class = raft_class
+
     def run(self, line):
         command, *words = line.split()
         named = dict(word.split("=") for word in words if "=" in word)

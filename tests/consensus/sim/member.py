@@ -238,7 +238,7 @@ class Member:
     def _nudge(self, life):
         if life == self.life:
             self.stalled = False
-            self.put(self._hand_over)
+            self.put(lambda: None)
 
     def flush_store(self):
         self.stored = self.handed

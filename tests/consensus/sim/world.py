@@ -17,13 +17,38 @@ from tests.consensus.sim.network import Network
 Settings = namedtuple(
     "Settings",
     "members election_ticks pre_vote message_entries_max inflight_max inflight_full_max turn_ms_max state_first "
-    "ring_full ring_stall_ms delay_max fault_ms hunt changes compaction clumsy old",
+    "ring_full ring_stall_ms delay_max sync_ms_max fault_ms hunt changes compaction clumsy old",
 )
 
 CHAOS_MS = 8000
 MEMBERS_MAX = 8
 HEAL_MS_MAX = 120_000
 CHECK_MS = 200
+
+
+# Leaders fall one after the other, each with entries that few have: figure 8 of the paper.
+FALLING_LEADERS = {
+    "members": 5,
+    "election_ticks": 3,
+    "pre_vote": 0,
+    "message_entries_max": 1,
+    "inflight_max": 1,
+    "delay_max": 100,
+    "fault_ms": 200,
+    "hunt": 1,
+    "changes": 0,
+    "compaction": 0,
+}
+# Members come and go while hand-over lags behind: configurations differ between members.
+LATE_CONFIGURATIONS = {
+    "members": 3,
+    "election_ticks": 3,
+    "ring_full": 0.2,
+    "ring_stall_ms": 2000,
+    "fault_ms": 100,
+    "hunt": 1,
+    "changes": 20,
+}
 
 
 def draw_settings(chance):
@@ -39,6 +64,7 @@ def draw_settings(chance):
         ring_full=chance.choice((0, 0, 0.1, 0.4)),
         ring_stall_ms=chance.choice((40, 2000)),
         delay_max=chance.choice((4, 4, 30)),  # of a message while the network is well
+        sync_ms_max=chance.choice((3, 3, 100)),
         # Mean time between two faults.
         fault_ms=chance.choice((60, 150, 400, 2000)),
         # Chance that whoever just became leader, or put a new configuration in force, is hit at once.
@@ -50,36 +76,21 @@ def draw_settings(chance):
     )
     profile = chance.random()
     if profile < 0.25:
-        # Leaders fall one after the other, each with entries that few have: figure 8 of the paper.
-        return settings._replace(
-            members=5,
-            election_ticks=3,
-            pre_vote=0,
-            message_entries_max=1,
-            inflight_max=1,
-            delay_max=100,
-            fault_ms=200,
-            hunt=1,
-            changes=0,
-            compaction=0,
-        )
+        return settings._replace(**FALLING_LEADERS)
     if profile < 0.4:
-        # Members come and go while hand-over lags behind: configurations differ between members.
-        return settings._replace(
-            members=3, election_ticks=3, ring_full=0.5, ring_stall_ms=2000, fault_ms=200, hunt=1, changes=6
-        )
+        return settings._replace(**LATE_CONFIGURATIONS)
     return settings
 
 
 class World:
-    """One run. `trace` takes a line for each thing worth telling.
+    """One run. `trace` takes a line for each thing worth telling; settings: those of Settings not to be drawn.
 
     Errors of `run`: Violation.
     """
 
-    def __init__(self, seed, raft_class=Raft, chaos_ms=CHAOS_MS, trace=None):
+    def __init__(self, seed, raft_class=Raft, chaos_ms=CHAOS_MS, trace=None, settings=()):
         self.chance = random.Random(seed)
-        self.settings = draw_settings(self.chance)
+        self.settings = draw_settings(self.chance)._replace(**dict(settings))
         self.raft_class = raft_class
         self.chaos_ms = chaos_ms
         self.now = 0
@@ -130,6 +141,7 @@ class World:
 
     def _add(self, member_id, image):
         member = self.members[member_id] = Member(self, member_id, Disk(image))
+        member.sync_ms_max = self.settings.sync_ms_max
         member.pre_vote = self.chance.random() < self.settings.pre_vote
         member.old = self.chance.random() < self.settings.old
         # Clocks differ, by a lot where the election timeout allows for it.
@@ -284,8 +296,9 @@ class World:
         self.trace(f"hit {member.id}: {('crash', 'cut', 'mute', 'split')[how]} {sorted(self.network.cut)}")
         if how and chance.random() < 0.5:
             self._burst(member)  # entries that only few will have
-        for _ in range(2):
-            self.after(chance.randint(50, 1000), self._late_read, member, member.life)
+        for _ in range(3):
+            delay = chance.randint(50, 250 * self.settings.election_ticks)
+            self.after(delay, self._late_read, member, member.life)
         if chance.random() < 0.9:
             self.after(chance.randint(100, chance.choice((300, 1500))), self._mend)
 
