@@ -29,6 +29,11 @@ CHUNK_BYTES = 32768  # of a SnapshotResponse, as etcd
 AHEAD_BYTES = 4 << 20  # fetched at once when the page cache has let the file go
 LOOK_NS = 25_000_000
 STOP_SECONDS = 5.0
+# A file goes to a client as fast as that takes it, unless this member has much else to do: each byte costs the loop,
+# the frontend and, on the same host, the client the time in which puts could have been answered.
+PACE_BYTES = 262144  # between two looks at how busy the member is
+BUSY_ENTRIES_PER_SECOND = 2000
+BUSY_BYTES_PER_SECOND = 24 << 20
 
 _SNAPSHOT = rpcs.BY_PATH["/etcdserverpb.Maintenance/Snapshot"].id
 
@@ -237,7 +242,11 @@ class Exports:
             version = export.result["version"].encode()
             tail = b"\x22" + wire.varint(len(version)) + version if version else b""
             at = 0
+            pace = _Pace(self._loop)
             while at < total:
+                rest_ns = pace.rest_ns(at)
+                if rest_ns:
+                    yield Pause(rest_ns)
                 while not call.may_send:
                     yield Wait(credit=True)
                 try:
@@ -255,6 +264,27 @@ class Exports:
             return 0, b"", ""
         finally:
             self._leave(export)
+
+
+class _Pace:
+    """How long a stream should rest, by what else the member did while its last bytes went."""
+
+    def __init__(self, loop):
+        self._loop = loop
+        self._at = 0
+        self._since = time.monotonic_ns()
+        self._applied = loop.applied_index
+
+    def rest_ns(self, at):
+        """Nanoseconds to wait before the byte at `at` goes; mostly 0."""
+        if at - self._at < PACE_BYTES:
+            return 0
+        now, applied = time.monotonic_ns(), self._loop.applied_index
+        took = now - self._since
+        busy = (applied - self._applied) * 1_000_000_000 > BUSY_ENTRIES_PER_SECOND * took
+        rest = (at - self._at) * 1_000_000_000 // BUSY_BYTES_PER_SECOND - took if busy else 0
+        self._at, self._since, self._applied = at, now + max(rest, 0), applied
+        return max(rest, 0)
 
 
 def _read(fd, size, at):

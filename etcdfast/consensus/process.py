@@ -46,6 +46,9 @@ LOG_ROWS_MAX = 65536
 LOG_BYTES_MAX = 32 << 20
 ARENA_ROWS_MAX = 32768
 ARENA_BYTES_MAX = 8 << 20
+# Messages of 1 MiB under way to a member that is behind: enough to keep its disk busy, and not so many that those who
+# share that disk wait behind them.
+INFLIGHT_FULL_MAX = 4
 # The peer thread must never keep the loop waiting for the interpreter lock for long.
 SWITCH_SECONDS = 0.0002
 
@@ -184,6 +187,7 @@ class Process:
                 config.election_ticks,
                 random.randrange,
                 pre_vote=config.pre_vote,
+                inflight_full_max=INFLIGHT_FULL_MAX,
             ),
             MemberLog(self.loop, opened.runs, opened.snapshot),
             hard_state,
