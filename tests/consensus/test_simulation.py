@@ -41,7 +41,7 @@ SHOWN_WITH = {
     "CommitsOlderTerms": FALLING_LEADERS,
     "CountsItselfEarly": {"members": 3, "hunt": 1, "fault_ms": 400, "sync_ms_max": 100, "election_ticks": 3},
 }
-# Those that a few hundred runs may not show (`make soak` does) are shown by a scenario.
+# Those that a few hundred runs may not show are shown by a scenario.
 SHOWN_BY = {
     "CommitsOlderTerms": "figure_8",
     "ReadsFromAnyAnswer": "reads_minority",
