@@ -14,7 +14,7 @@ from etcdfast._ext.netsys cimport (
 from etcdfast._ext.peerset cimport PEERS_FOLLOWING, PEERS_IDLE, PEERS_LEADING, EntryBatch, Peers
 from etcdfast._ext.raftlog cimport (
     RAFTLOG_NO_MEMORY, RAFTLOG_OK, RaftLog, raft_log, raftlog_append, raftlog_release_to,
-    raftlog_truncate_after,
+    raftlog_term, raftlog_truncate_after,
 )
 from etcdfast._ext.readwait cimport read_batch
 from etcdfast._ext.ring cimport (
@@ -23,8 +23,7 @@ from etcdfast._ext.ring cimport (
 )
 from etcdfast._ext.spin cimport spin_note
 from etcdfast._ext.walio cimport (
-    WAL_FULL, WAL_OK, Wal, wal_append_snapshot, wal_done_fd, wal_durable, wal_durable_index, wal_durable_term,
-    wal_pending_bytes, wal_submitted,
+    WAL_FULL, WAL_OK, Wal, wal_append_snapshot, wal_done_fd, wal_durable, wal_pending_bytes, wal_submitted,
 )
 from etcdfast._ext.walscan cimport EntryTable, walscan_row
 
@@ -106,7 +105,7 @@ cdef class Loop(Turn):
         self.request_suffix = request_prefix
         self.handed = handed
         self.commit = commit
-        self.written = self.stable = self.reported_last = self.entries.last
+        self.written = self.sent = self.stable = self.reported_last = self.entries.last
         self.state_term, self.state_vote, self.state_commit = hard_state
         self.given_term, self.given_vote, self.given_commit = hard_state
         self.sent_term, self.sent_vote = hard_state[:2]
@@ -277,9 +276,14 @@ cdef class Loop(Turn):
         """
         if start <= self.handed or start <= self.commit:
             raise LoopError(f"entry {start} is committed and cannot be replaced")
+        if self.taking == TAKE_ALONE or self.taking == TAKE_LEADING:
+            # Another leads, and what else came with its entries must not be logged behind them under the old term.
+            # The core tells what to take from now on.
+            self.take(TAKE_NOTHING, self.term, 0)
         if start <= self.entries.last:
             raftlog_truncate_after(self.entries, start - 1)
             self.written = min(self.written, start - 1)
+            self.sent = min(self.sent, start - 1)
             self.stable = min(self.stable, start - 1)
         self.peers.extend(batch, start, self.request_prefix)
 
@@ -289,7 +293,7 @@ cdef class Loop(Turn):
         self.entries.last = index
         self.entries.first = index + 1
         self.entries.before_term = term
-        self.written = self.stable = index
+        self.written = self.sent = self.stable = index
 
     def forward(self):
         """Send the leader what gathered for it (EV_FORWARD); what finds no way waits for unblock_forward()."""
@@ -382,11 +386,12 @@ cdef class Loop(Turn):
 
     @property
     def durable_index(self):
-        return wal_durable_index(self.disk)
+        """Last index of the present log that is on the own disk."""
+        return self.stable
 
     @property
     def durable_term(self):
-        return wal_durable_term(self.disk)
+        return raftlog_term(self.entries, self.stable)
 
     @property
     def batches(self):

@@ -125,6 +125,7 @@ cdef class Turn:
     cdef readonly uint64_t commit
     cdef readonly uint64_t handed  # last index handed to apply
     cdef readonly uint64_t written  # last index given to the WAL
+    cdef uint64_t sent  # and to the disk: in the batch in flight or an earlier one. A cut of the log lowers all three
     cdef readonly uint64_t conf_index  # of the last entry handed over that concerns the members
     cdef uint64_t hard_index, hard_term  # HARD record to follow that index, 0: none
     cdef readonly uint64_t ticks_due

@@ -11,7 +11,6 @@ from etcdfast._ext.netsys cimport clock_ns, epoll_event, epoll_wait
 from etcdfast._ext.peerset cimport PEERS_TAG
 from etcdfast._ext.raftlog cimport (
     RAFTLOG_FULL, RAFTLOG_NO_MEMORY, RAFTLOG_OK, raft_log, raftlog_append, raftlog_at, raftlog_release_to, raftlog_row,
-    raftlog_term,
 )
 from etcdfast._ext.readwait cimport read_batch, read_batch_add, read_batch_clear
 from etcdfast._ext.ring cimport (
@@ -26,7 +25,7 @@ from etcdfast._ext.rpcids cimport (
 )
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.walio cimport (
-    WAL_FAILED, WAL_FULL, WAL_NO_MEMORY, WAL_OK, wal_append_entry, wal_append_state, wal_counters, wal_durable_index, wal_durable_term, wal_has_news, wal_idle,
+    WAL_FAILED, WAL_FULL, WAL_NO_MEMORY, WAL_OK, wal_append_entry, wal_append_state, wal_counters, wal_durable_index, wal_has_news, wal_idle,
     wal_pending_bytes, wal_poll, wal_stats, wal_submit,
 )
 from etcdfast._ext.walscan cimport walscan_row
@@ -213,6 +212,8 @@ cdef class Turn:
                 if count == LOOP_HAND_RECORDS:
                     self.more = True
                     break
+        if count and (self.log_full or self.peers.ready[0]):
+            self.more = True  # what was handed makes room, but only with the next turn
         if self.lost_due and not self.blocked_bytes:
             self.refuse_lost()
         if self.hard_index and self.handed >= self.hard_index and not self.blocked_bytes:
@@ -256,10 +257,8 @@ cdef class Turn:
 
     cdef void note_stable(self) noexcept nogil:
         """How far the present log is on the own disk: what was cut off and written anew does not count."""
-        cdef uint64_t index = wal_durable_index(self.disk)
-        if index > self.stable and index <= self.entries.last and (
-                raftlog_term(self.entries, index) == wal_durable_term(self.disk)):
-            self.stable = index
+        if self.sent > self.stable:
+            self.stable = self.sent
 
     cdef int hand_reads(self) noexcept nogil:
         """Reads of the confirmed batch into `ca`, once the entries they must see are there."""
@@ -518,6 +517,7 @@ cdef class Turn:
             if code == 1:
                 self.sent_term = self.given_term
                 self.sent_vote = self.given_vote
+                self.sent = self.written
         if code == WAL_NO_MEMORY:
             return EV_NO_MEMORY
         return EV_WAL_FAILED if code < 0 else 0

@@ -74,6 +74,10 @@ class Messenger:
 
     def retry(self):
         """Send what waited, as far as it goes."""
+        if not self._raft.leads:
+            # Deposed in this very turn: what the messages name may be another leader's by now.
+            self.forget()
+            return
         for to, waiting in list(self.deferred.items()):
             while waiting and self.deferred.get(to) is waiting:
                 left = self._put_entries(waiting.popleft())

@@ -245,6 +245,7 @@ class Process:
                 self.peers.flush()
             if self.messenger.deferred:
                 self.messenger.retry()
+            loop.unblock_forward()  # a socket may have taken something
             if self.peers.any_broken:
                 self.peering.note_broken()
         if events & turns.READS and loop.seal_reads():
@@ -266,8 +267,11 @@ class Process:
             loop.commit_to(ready.commit)
         if ready.messages:
             self.messenger.send(ready.messages)
-        if ready.soft is not None:
-            self._role_changed(*ready.soft)
+        if ready.soft is not None or raft.term != loop.term:
+            # In a new term the same leader is another, to those who wait for what they sent to it.
+            self._role_changed(raft.role, raft.leader)
+        elif raft.transferring != self._transferring:
+            self._set_taking()
         for read in ready.reads:
             if read.context in self._read_contexts:
                 self._read_contexts.clear()
@@ -287,6 +291,7 @@ class Process:
         return tuple(self.raft.conf_state.voters) == (self.raft.id,)
 
     _first_commit_seen = False  # of the present term, while leading
+    _transferring = 0  # to whom leadership goes, as of the last `_set_taking`
 
     def _role_changed(self, role, leader):
         raft = self.raft
@@ -312,13 +317,14 @@ class Process:
         if leader:
             self._show("leader_elected_ns", now)
             self._status[CONSENSUS_WORDS["leader_changes"]] += 1
-        else:
+        elif before:
             self._show("leader_lost_ns", now)
         self.peering.show()
 
     def _set_taking(self):
         """What becomes of requests, by what this member is just now."""
         raft = self.raft
+        self._transferring = raft.transferring
         if self._stopping:
             taking = turns.NOTHING
         elif raft.leads:
@@ -383,7 +389,8 @@ class Process:
     def propose_change(self, request_id, data):
         """Log a configuration change, here or by way of the leader; False when that cannot be."""
         if not self.raft.leads:
-            return self.loop.propose(ENTRY_CONF_CHANGE, data, 0)
+            # A leader that was deposed in this very turn must not log one: its core would not know of it.
+            return self.loop.taking == turns.FOLLOWING and self.loop.propose(ENTRY_CONF_CHANGE, data, 0)
         try:
             self.raft.applied_to(self.loop.handed)
             self.raft.log.propose(self.raft, data, ENTRY_CONF_CHANGE, request_id)
@@ -546,8 +553,11 @@ class Process:
     def _advance_snapshots(self):
         flushed = self._apply[APPLY_WORDS["flushed_index"]]
         log_bytes = self._status[CONSENSUS_WORDS["wal_bytes"]]
+        index = min(flushed, self.loop.handed)
+        if self.loop.conf_index > index:
+            index = self.snapshots.index  # the membership is that of an entry behind it, which is to be flushed first
         try:
-            if self.snapshots.advance(self.loop, min(flushed, self.loop.handed), log_bytes, self._describe):
+            if self.snapshots.advance(self.loop, index, log_bytes, self._describe):
                 self.loop.wal.release_to(self.snapshots.index)
                 self._show("snapshot_index", self.snapshots.index)
                 # The files may still hold entries before it, for members that are behind.

@@ -120,6 +120,10 @@ class Transfers:
             _remove(path)
             reply(400, b"error unmarshalling raft snapshot message")
             return
+        if not os.path.exists(path):
+            # The same snapshot came twice, and when the first was not taken its file went.
+            reply(500, b"the snapshot's database is gone")
+            return
         if kind != MSG_SNAP or not index:
             _remove(path)
             reply(400, b"unexpected raft message type")

@@ -279,16 +279,17 @@ def _repair(directory, path, fd, offset):
 
 
 def _extend(fd, log, segment_bytes, prewrite):
-    """Zeros from the log's end to the segment's: what follows the last record must never look like one."""
+    """Zeros from the log's end to the segment's: what follows the last record must never look like one. All is on disk
+    when this returns."""
     end = log.position[0]
     size = os.fstat(fd).st_size
-    if log.tail_is_zero and size >= segment_bytes:
-        return
     if not log.tail_is_zero:
         os.ftruncate(fd, end)
         size = end
     if size < segment_bytes:
         _preallocate(fd, size, segment_bytes, prewrite)
+    # In any case: what a killed process wrote and did not sync was read from the page cache, and is taken for durable
+    # from here on.
     os.fsync(fd)
 
 

@@ -100,6 +100,23 @@ def test_heartbeats_of_reads_do_not_reach_learners():
     assert sorted(m.to for m in raft.ready().messages if m.type == MSG_HEARTBEAT) == [2, 3]
 
 
+def test_reads_go_on_when_the_last_other_voter_goes():
+    """Nobody is left to answer their round."""
+    log = make_log([1])
+    raft = Raft(RaftConfig(1, 10, lambda n: 0, pre_vote=False), log, HardState(1, 0, 0), ConfState((1, 2)))
+    raft.campaign()
+    raft.persisted(1, 1, 2, 1)
+    raft.step(Message(MSG_VOTE_RESP, 1, 2, 2))
+    raft.persisted(2, 2, 2, 1)
+    raft.step(Message(MSG_APP_RESP, 1, 2, 2, index=2))
+    raft.ready()
+    assert raft.commit == 2
+    raft.read_index(b"12345678")
+    raft.apply_conf_change(2, ConfChange(1, 2))
+    assert [tuple(read) for read in raft.ready().reads] == [(2, b"12345678")]
+    assert not raft.has_ready()
+
+
 def test_reads_that_wait_are_bounded():
     raft, log = make_leader()
     for number in range(PENDING_READS_MAX):

@@ -165,7 +165,8 @@ class Raft:
         elif kind == MSG_VOTE_RESP or kind == MSG_PRE_VOTE_RESP:
             self._step_vote_answer(message)
         elif kind == MSG_SNAP:
-            if self._follow(message):
+            # Without its snapshot it came by a way that no member sends one.
+            if message.snapshot is not None and self._follow(message):
                 self._step_snapshot(message)
         elif kind == MSG_TRANSFER_LEADER:
             self._step_transfer(message)
@@ -278,6 +279,11 @@ class Raft:
                 # A smaller quorum may have what a larger one had not.
                 self._advance_commit()
                 self._confirm_reads()
+                if self._alone:
+                    # Nobody is left who could answer a round for these.
+                    fresh, self._reads.fresh = self._reads.fresh, []
+                    for read in fresh:
+                        self._answer_read(*read)
         self.applied_to(index)
         return self.conf_state
 
