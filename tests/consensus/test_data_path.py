@@ -45,10 +45,24 @@ class Rig:
         os.ftruncate(status, STATUS_PAGE_BYTES)
         self.fds.append(status)
         self.loop = Loop(
-            doorbell=self.fds[0], inbound=rings[:1], out=rings[1], status=StatusPage(status), wal=self.wal,
-            log=self.log, peers=self.peers, table=None, wake=self.fds[1], life=self.life, inbox=self.fds[2], request_prefix=OWN << 48,
-            request_bytes_max=1 << 20, tick_seconds=0.01, handed=0, commit=0, hard_state=(0, 0, 0),
-        )  # fmt: skip
+            doorbell=self.fds[0],
+            inbound=rings[:1],
+            out=rings[1],
+            status=StatusPage(status),
+            wal=self.wal,
+            log=self.log,
+            peers=self.peers,
+            table=None,
+            wake=self.fds[1],
+            life=self.life,
+            inbox=self.fds[2],
+            request_prefix=OWN << 48,
+            request_bytes_max=1 << 20,
+            tick_seconds=0.01,
+            handed=0,
+            commit=0,
+            hard_state=(0, 0, 0),
+        )
         self.loop.tell_appended = True
         self.core_log = MemberLog(self.loop, [], (0, 0))
         self.raft = Raft(
