@@ -449,7 +449,9 @@ class Process:
             change = decode_conf_change(data)
             if index > self._members_known_to:
                 refused = self.membership.apply_conf_change(change)
-                raft.apply_conf_change(index, ConfChange(change.type, 0 if refused else change.node_id))
+                # A snapshot may have told of its members before the log does; raft has them from the log alone.
+                no_news = refused and not self._is_ahead_of_raft(change.node_id)
+                raft.apply_conf_change(index, ConfChange(change.type, 0 if no_news else change.node_id))
                 log.info(
                     "applied a configuration change",
                     member_id=f"{change.node_id:x}",
@@ -468,6 +470,12 @@ class Process:
                 log.warn("this member is removed from the cluster; it stops", member_id=f"{raft.id:x}")
                 self._removed_at = time.monotonic()
         raft.applied_to(index)
+
+    def _is_ahead_of_raft(self, member_id):
+        member, state = self.membership.members.get(member_id), self.raft.conf_state
+        if member is None:
+            return member_id in (*state.voters, *state.learners)
+        return member_id not in (state.learners if member.is_learner else state.voters)
 
     def publish_done(self):
         """This member's name and URLs are in the log: it may serve."""

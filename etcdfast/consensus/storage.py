@@ -438,6 +438,7 @@ def install_snapshot(config, opened, meta, data, hard_state):
         snapfile.write(_snap_dir(config), data, meta.conf_state, meta.index, meta.term)
         term, vote, commit = hard_state
         disk = opened.disk
+        disk.flush()  # what still waits for the disk may fill the buffer
         disk.append_snapshot(meta.index, meta.term, encode_conf_state(meta.conf_state))
         disk.append_state(term, vote, max(commit, meta.index))
         disk.flush()

@@ -14,13 +14,14 @@ from etcdfast._ext.peerwire import PeerMessage, marshal_message
 from etcdfast._ext.raftlog import RaftLog
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, STATUS_PAGE_BYTES, Ring, StatusPage, format_ring
 from etcdfast.consensus.memberlog import MemberLog
+from etcdfast.consensus.membership import Member, Membership
 from etcdfast.consensus.messenger import Messenger
 from etcdfast.consensus.process import Process
 from etcdfast.consensus.raft import ConfState, Message, Raft, RaftConfig
 from etcdfast.consensus.raft.messages import MSG_APP, MSG_HEARTBEAT_RESP, MSG_PROP, MSG_SNAP, MSG_VOTE_RESP, Span
 from etcdfast.consensus.transfer import Transfers
 from etcdfast.formats import wal
-from etcdfast.formats.raftpb import encode_snapshot, put_uint
+from etcdfast.formats.raftpb import ConfChange, encode_conf_change, encode_snapshot, put_uint
 
 OWN, VOTERS = 1, (1, 2, 3)
 
@@ -246,3 +247,33 @@ def test_an_opened_log_is_on_disk(tmp_path, monkeypatch):
     found, log = wal.open_for_append(tmp_path / "wal", prewrite=False)
     log.close()
     assert found.segments[-1].path in synced
+
+
+@pytest.mark.parametrize("is_learner, kind, state", [
+    (False, 0, ((1, 2, 3), ())),  # the snapshot knew the new member already
+    (True, 3, ((1, 2), (3,))),
+    (None, 0, ((1, 2), ())),  # refused for good: nobody knows it
+])  # fmt: skip
+def test_raft_learns_from_the_log_of_members_that_a_snapshot_told_of(is_learner, kind, state):
+    membership = Membership([Member(each, "", (f"http://{each}",)) for each in (1, 2)])
+    if is_learner is None:
+        membership.removed.add(3)
+    else:
+        membership.members[3] = Member(3, "", ("http://3",), (), is_learner)
+    change = ConfChange(7, kind, 3, b'{"id":3,"peerURLs":["http://3"]}')
+    log = RaftLog(0, 0, rows_max=64, bytes_max=1 << 20)
+    raft = Raft(RaftConfig(OWN, 10, lambda n: 0), log, conf_state=ConfState((1, 2)))
+    process = process_of(
+        raft=raft,
+        membership=membership,
+        loop=SimpleNamespace(entry=lambda index: (1, 1, encode_conf_change(change))),
+        calls=SimpleNamespace(change_applied=lambda request_id: None),
+        members_changed=lambda: None,
+        opened=SimpleNamespace(member_id=OWN),
+        _members_known_to=0,
+        _removed_at=0.0,
+    )
+    process._members_entry(5)
+    assert (raft.conf_state.voters, raft.conf_state.learners) == state
+    process._members_entry(6)  # again: refused, and nothing is left to learn
+    assert (raft.conf_state.voters, raft.conf_state.learners) == state
