@@ -291,6 +291,7 @@ class Process:
         return tuple(self.raft.conf_state.voters) == (self.raft.id,)
 
     _first_commit_seen = False  # of the present term, while leading
+    _changed_at = 0  # the last configuration change that was handed over
     _transferring = 0  # to whom leadership goes, as of the last `_set_taking`
 
     def _role_changed(self, role, leader):
@@ -446,6 +447,7 @@ class Process:
         entry_type, data = self.loop.entry(index)[1:]
         raft = self.raft
         if entry_type == ENTRY_CONF_CHANGE:
+            self._changed_at = index
             change = decode_conf_change(data)
             if index > self._members_known_to:
                 refused = self.membership.apply_conf_change(change)
@@ -562,8 +564,10 @@ class Process:
         flushed = self._apply[APPLY_WORDS["flushed_index"]]
         log_bytes = self._status[CONSENSUS_WORDS["wal_bytes"]]
         index = min(flushed, self.loop.handed)
-        if self.loop.conf_index > index:
-            index = self.snapshots.index  # the membership is that of an entry behind it, which is to be flushed first
+        if self._changed_at > index:
+            # The membership is that of an entry behind it, which is to be flushed first: a change that was refused must
+            # not meet a later one's outcome when it is replayed. Names and versions may come again.
+            index = self.snapshots.index
         try:
             if self.snapshots.advance(self.loop, index, log_bytes, self._describe):
                 self.loop.wal.release_to(self.snapshots.index)

@@ -205,14 +205,15 @@ def test_a_deposed_leader_logs_no_change_of_members(rig):
     assert rig.terms() == [1]
 
 
-@pytest.mark.parametrize("conf_index, asked", [(7, 8), (8, 8), (9, 4)])
-def test_a_raft_snapshot_is_not_of_an_entry_before_the_last_change_of_members(conf_index, asked):
+@pytest.mark.parametrize("changed_at, asked", [(7, 8), (8, 8), (9, 4)])
+def test_a_raft_snapshot_is_not_of_an_entry_before_the_last_change_of_members(changed_at, asked):
     """Its membership is that of what was handed over."""
     seen = []
     snapshots = SimpleNamespace(index=4, advance=lambda loop, index, *rest: seen.append(index))
     process = process_of(
         snapshots=snapshots,
-        loop=SimpleNamespace(handed=12, conf_index=conf_index),
+        loop=SimpleNamespace(handed=12),
+        _changed_at=changed_at,
         _apply={APPLY_WORDS["flushed_index"]: 8},
         _status={CONSENSUS_WORDS["wal_bytes"]: 0},
     )
