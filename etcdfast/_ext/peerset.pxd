@@ -72,6 +72,7 @@ cdef class Peers:
     cdef public object on_special  # (type, data): a configuration change that another member proposes
     cdef list broken  # (member id, kind, outgoing) of streams that ended since last asked
     cdef readonly uint32_t entries_received  # in the last receive()
+    cdef readonly uint64_t behind  # committed entries that the leader has and its last message did not bring
 
     # Whether receive() or flush() has something to do.
     cdef bint has_work(self) noexcept nogil

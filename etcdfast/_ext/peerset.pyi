@@ -32,6 +32,7 @@ class Peers:
     members: list[int]
     entries_received: int
     any_broken: bool
+    behind: int
     on_special: Callable[[int, bytes], None] | None
     def __init__(self, local: int, log: RaftLog, arena: RaftLog, message: type) -> None: ...
     def watch(self, epoll: int) -> None: ...

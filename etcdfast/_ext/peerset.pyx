@@ -295,6 +295,7 @@ cdef class Peers:
             batch.first = m.index + 1
             batch.last = m.index + batch.count
             batch.last_term = m.entries[batch.count - 1].term if batch.count else m.log_term
+            self.behind = m.commit - batch.last if m.commit > batch.last else 0
         context = (<const char *>m.context)[: m.context_bytes] if m.context != NULL else b""
         if m.entry_count and (m.type == PEER_MSG_READ_INDEX or m.type == PEER_MSG_READ_INDEX_RESP):
             # These carry their context as an entry's data.

@@ -1,11 +1,13 @@
 """What apply does by time, outside of all state: sample sizes, flush RocksDB, tell what is on disk."""
 
 from etcdfast._ext import ring
+from etcdfast.ipc.yielding import Yielding
 
 INTERVAL_NS = 50_000_000
 # A flush by number of entries keeps replay after a crash short on a quiet member, but not more often than this.
 FLUSH_AGE_NS = 30 * 10**9
 
+_LEADER, _MEMBER, _COMMIT = (ring.CONSENSUS_WORDS[word] for word in ("leader", "member_id", "commit_index"))
 _FLUSHED = ring.APPLY_WORDS["flushed_index"]
 _DB_BYTES = ring.APPLY_WORDS["db_bytes"]
 _KEYS = ring.APPLY_WORDS["keys"]
@@ -13,14 +15,17 @@ _INDEX_BYTES = ring.APPLY_WORDS["index_bytes"]
 
 
 class Housekeeper:
-    """Callable of the loop; `page` is the apply status page, `wake()` gets the loop out of its sleep.
+    """Callable of the loop; `page` is the apply status page, `consensus_page` that of consensus, `wake()` gets the loop
+    out of its sleep.
 
     Errors of a call: StoreError, when a flush has failed.
     """
 
-    def __init__(self, store, page, flush_bytes, flush_entries, wake):
+    def __init__(self, store, page, consensus_page, flush_bytes, flush_entries, wake):
         self._store = store
         self._page = page
+        self._consensus = consensus_page
+        self._yielding = Yielding()
         self._flush_bytes = flush_bytes
         self._flush_entries = flush_entries
         self._wake = wake
@@ -47,10 +52,18 @@ class Housekeeper:
         self._page[_KEYS] = stats[1]
         self._page[_INDEX_BYTES] = stats[4]
 
+    def _behind(self):
+        """Committed entries not applied yet, where a leader elsewhere has the clients' attention."""
+        consensus = self._consensus
+        if consensus[_LEADER] in (0, consensus[_MEMBER]):
+            return 0
+        return max(consensus[_COMMIT] - self._loop.applied_index, 0)
+
     def __call__(self, now_ns):
         if self._error is not None:
             raise self._error
         self.sample()
+        self._yielding.note(self._behind())
         if self._store.flushing is not None or self._store.sealed:
             return
         entries = self._loop.applied_index - self._flushed_index

@@ -108,7 +108,12 @@ class Process:
         mvcc.set_compacted(compacted)
         mvcc.raise_current(compacted)
         housekeeper = Housekeeper(
-            store, self.page, FLUSH_BYTES, self._config.snapshot_count, lambda: os.eventfd_write(self._doorbell, 1)
+            store,
+            self.page,
+            self.consensus_page,
+            FLUSH_BYTES,
+            self._config.snapshot_count,
+            lambda: os.eventfd_write(self._doorbell, 1),
         )
         config = self._config
         request_timeout_ns = round(config.request_timeout_seconds * 1e9)

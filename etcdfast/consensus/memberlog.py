@@ -6,7 +6,7 @@ for they are few: one row per stretch of one term.
 
 from bisect import bisect_right
 
-DISK_ENTRIES_MAX = 2048  # of one message that is read back
+DISK_ENTRIES_MAX = 1024  # of one message that is read back
 
 
 class MemberLog:

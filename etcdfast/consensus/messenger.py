@@ -13,7 +13,9 @@ from etcdfast.consensus.raft.messages import MSG_APP, MSG_READ_INDEX, MSG_READ_I
 from etcdfast.consensus.walreader import GONE, LOADING
 
 _READ_INDEX = (MSG_READ_INDEX, MSG_READ_INDEX_RESP)
-DISK_MESSAGE_BYTES = 1 << 20  # of entries read back, in one message
+# Of entries read back, in one message. Each becomes one sync of the member that is behind, and whoever shares its disk
+# waits as long as that takes.
+DISK_MESSAGE_BYTES = 1 << 18
 DEFERRED_MAX = 1024
 POST_ENTRIES_MAX = 64
 

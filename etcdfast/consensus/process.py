@@ -34,6 +34,7 @@ from etcdfast.consensus.storage import ENTRY_CONF_CHANGE, DiskFailed, open_membe
 from etcdfast.consensus.transfer import Transfers
 from etcdfast.consensus.walreader import WalReader
 from etcdfast.formats.raftpb import decode_conf_change
+from etcdfast.ipc.yielding import Yielding
 
 # How long a stop waits for apply to take what is committed; all of it is durable by then.
 STOP_SECONDS = 10.0
@@ -93,6 +94,7 @@ class Process:
         self._read_asked = 0.0
         self._advance_before = 0.0  # monotonic seconds until which ticks may be skipped
         self._removed_at = 0.0
+        self._yielding = Yielding()
         self.opened = open_member(boot.config, **wal_settings)
         self.loop = None
         self.raft = None
@@ -543,6 +545,7 @@ class Process:
         if loop.reads_wait and time.monotonic() - self._read_asked >= READ_RETRY_SECONDS:
             self.ask_for_reads()
         self._show("proposals_forwarded", self.peers.forwarded)
+        self._yielding.note(0 if raft.leads or not raft.leader else self.peers.behind)
         loop.keep_index = loop.handed
         wanted = ()
         if raft.leads:
