@@ -31,6 +31,7 @@ class Calls:
         self._process = process
         self._moves = []  # (record, to, deadline) of leadership on its way
         self._changes = {}  # request id -> (member id, reply) of promotions that other members asked for
+        self._promoted_elsewhere = []  # (record, member id, deadline): the leader has done it, its entry is coming here
         self._undelivered = []  # (record, error or None) that found no room in the ring to apply
         self._handlers = {
             ADD: self._add,
@@ -69,6 +70,8 @@ class Calls:
         undelivered, self._undelivered = self._undelivered, []
         for record, error in undelivered:
             self._answer(record, error)
+        if self._promoted_elsewhere:
+            self._tell_promoted()
         now = time.monotonic()
         raft = self._process.raft
         for move in list(self._moves):
@@ -154,10 +157,24 @@ class Calls:
         process.peering.ask_promote(member_id, lambda error: self._promoted(record, error))
 
     def _promoted(self, record, error):
-        if error is None:
-            self._answer(record, None)
-        else:
+        if error is not None:
             self.refuse(record, error)
+            return
+        if len(self._promoted_elsewhere) >= WAITING_MAX:
+            self._answer(self._promoted_elsewhere.pop(0)[0], None)
+        deadline = time.monotonic() + self._process.config.request_timeout_seconds
+        self._promoted_elsewhere.append((record, self._member(record, 1), deadline))
+        self._tell_promoted()
+
+    def _tell_promoted(self):
+        """Answer those whose learner is a voter here too."""
+        members, now = self._process.membership.members, time.monotonic()
+        for waiting in list(self._promoted_elsewhere):
+            record, member_id, deadline = waiting
+            member = members.get(member_id)
+            if member is None or not member.is_learner or now >= deadline:
+                self._promoted_elsewhere.remove(waiting)
+                self._answer(record, None)
 
     def _promotion(self, member_id):
         process, members = self._process, self._process.membership
@@ -187,6 +204,8 @@ class Calls:
 
     def change_applied(self, request_id):
         """A configuration change was handed to apply, by whomever it was proposed."""
+        if self._promoted_elsewhere:
+            self._tell_promoted()
         reply = self._changes.pop(request_id, None)
         if reply is not None:
             reply(200, self._process.membership.members_json(), "application/json")

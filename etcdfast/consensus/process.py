@@ -217,9 +217,7 @@ class Process:
         self._show("last_index", entries.last_index)
         self._show("durable_index", entries.last_index)
         self.members_changed()
-        if self.apply_word("opened") == 2 and self.membership.members:
-            # An imported store has them as etcd 3.5 leaves them in its database, which is not always right.
-            self.loop.tell_apply(KINDS["MEMBERS"], self.membership.to_json().encode())
+        self._import_to_mend = self.apply_word("opened") == 2
         self.peering.start()
         if config.initial_election_tick_advance:
             self._advance_before = time.monotonic() + ADVANCE_SECONDS
@@ -509,6 +507,8 @@ class Process:
         if self.opened.table is not None and loop.release_replay():
             self.opened = self.opened._replace(table=None)
         self._watch_disk()
+        if self._import_to_mend:
+            self._mend_import()
         if loop.tell_appended:
             self._tick_cluster()
         self.duties.tick()
@@ -530,6 +530,12 @@ class Process:
             self._advance_before = 0.0
             for _ in range(self.config.election_ticks - 2):
                 self.raft.tick()
+
+    def _mend_import(self):
+        """An imported store has the members as etcd 3.5 leaves them in its database, which is not always right. Told
+        behind the entries that the membership read at the start includes."""
+        if self.loop.handed >= self._members_known_to and self.membership.members:
+            self._import_to_mend = not self.loop.tell_apply(KINDS["MEMBERS"], self.membership.to_json().encode())
 
     def _tick_cluster(self):
         loop, raft = self.loop, self.raft
