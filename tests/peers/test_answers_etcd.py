@@ -45,6 +45,8 @@ class Twin:
             added = client.call("MemberAdd", pb.MemberAddRequest(peerURLs=["http://127.0.0.1:1"], isLearner=True))
             assert added.ok, added.text
             self.removed = added.message.member.ID
+            # A change before raft has heard that the last is applied would be lost; a put is answered after that.
+            assert client.call("Put", pb.PutRequest(key=b"between")).ok
             removed = client.call("MemberRemove", pb.MemberRemoveRequest(ID=self.removed))
             assert removed.ok, removed.text
         members = ask(self.etcd_port, "GET", "/members")
