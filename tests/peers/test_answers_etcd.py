@@ -45,8 +45,8 @@ class Twin:
             added = client.call("MemberAdd", pb.MemberAddRequest(peerURLs=["http://127.0.0.1:1"], isLearner=True))
             assert added.ok, added.text
             self.removed = added.message.member.ID
-            # A change before raft has heard that the last is applied would be lost; a put is answered after that.
-            assert client.call("Put", pb.PutRequest(key=b"between")).ok
+            # A change before raft has heard that the last is applied would be lost; a grant is answered after that.
+            assert client.call("LeaseGrant", pb.LeaseGrantRequest(ID=1, TTL=3600)).ok
             removed = client.call("MemberRemove", pb.MemberRemoveRequest(ID=self.removed))
             assert removed.ok, removed.text
         members = ask(self.etcd_port, "GET", "/members")
