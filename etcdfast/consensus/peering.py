@@ -160,21 +160,19 @@ class Peering:
             else:
                 self._since.pop(member, None)
         process.show("peers_active", len(self._since))
-        self._show_connection(now)
+        self._show_connection()
 
-    def _show_connection(self, now):
+    def _show_connection(self):
         """Since when the leader, or from the leader a quorum, can be reached."""
         process = self._process
         leader = process.raft.leader
         if leader == self._own or not leader:
             voters = process.raft.conf_state.voters
-            times = sorted(now if voter == self._own else self._since.get(voter, 0.0) for voter in voters)
-            # The own one counts as the longest; the quorum stands since its latest member came.
-            reached = sorted((since for since in times if since), reverse=False)
+            # The quorum stands since its latest member came; this member was there all along.
+            reached = sorted(0.001 if voter == self._own else self._since.get(voter, 0.0) for voter in voters)
+            reached = [since for since in reached if since]
             needed = len(voters) // 2 + 1
             since = reached[needed - 1] if len(reached) >= needed else 0.0
-            if len(voters) == 1:
-                since = 1e-9
         else:
             since = self._since.get(leader, 0.0)
         process.show("connected_since_ns", int(since * 1e9))

@@ -17,8 +17,7 @@ from etcdfast.consensus.raft.messages import MSG_SNAP, Message, SnapshotMeta
 from etcdfast.consensus.storage import install_snapshot
 from etcdfast.formats.raftpb import RaftMessageError, decode_snapshot, encode_snapshot
 
-# A snapshot that was just made serves those who ask while it goes out.
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0  # until apply is asked again for a file that it had no room or no time for
 
 
 class Restart(Exception):

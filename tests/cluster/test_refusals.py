@@ -214,7 +214,8 @@ def _end_of(call: Any) -> Answer:
         for _ in call:
             pass
     except grpc.RpcError as error:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        # At the deadline the client and the server both end the call, and either may be heard first.
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or error.details() == "context deadline exceeded":
             return 4, "our deadline"
         return error.code().value[0], error.details() or ""
     return 0, "ended"
