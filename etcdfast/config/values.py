@@ -217,7 +217,7 @@ def urls(text):
 
 def strings(text):
     """Comma-separated words as a tuple, sorted and without doubles."""
-    return tuple(sorted(set(text.split(","))))
+    return tuple(sorted(set(text.split(",")))) if text else ()
 
 
 def one_of(*allowed):

@@ -14,6 +14,7 @@ from etcdfast.config.checks import ConfigError, check_bootstrap
 from etcdfast.config.helptext import flags_text, shown_default
 from etcdfast.config.load import Answered, UsageError, load
 from etcdfast.config.settings import (
+    BOOL,
     BY_NAME,
     NO_EFFECT,
     REFUSED,
@@ -21,6 +22,10 @@ from etcdfast.config.settings import (
     RETIRED,
     SERVED,
     SETTINGS,
+    STRING,
+    STRINGS,
+    UINT,
+    URLS,
     field_of,
     variable_of,
 )
@@ -43,7 +48,13 @@ def read(*arguments, **environ):
     return load(arguments, environ, Notices())
 
 
-# A text for every row, and the value it must become.
+# A text for each kind of value, and what it must become; then for the rows that take no such text.
+BY_KIND = {
+    STRING: ("x", "x"),
+    STRINGS: ("b,a,b", ("a", "b")),
+    UINT: ("7", 7),
+    URLS: ("http://127.0.0.1:1", ("http://127.0.0.1:1",)),
+}
 EXAMPLES = {
     "name": ("m1", "m1"),
     "data-dir": ("/d", "/d"),
@@ -95,8 +106,17 @@ EXAMPLES = {
     "max-cluster-version": ("3.5.0", "3.5.0"),
     "downgrade-check-time": ("1s", 1.0),
     "force-new-cluster": ("true", True),
+    "tls-min-version": ("TLS1.3", "TLS1.3"),
+    "tls-max-version": ("TLS1.2", "TLS1.2"),
+    "auth-token": ("jwt,pub-key=p,sign-method=RS256", "jwt,pub-key=p,sign-method=RS256"),
+    "metrics": ("extensive", "extensive"),
+    "log-rotation-config-json": ('{"maxsize":1}', '{"maxsize":1}'),
 }
 SERVED_NAMES = [setting.name for setting in SETTINGS if setting.status in (SERVED, NO_EFFECT)]
+for _setting in SETTINGS:
+    if _setting.name in SERVED_NAMES and _setting.name not in EXAMPLES:
+        _turned = not _setting.default
+        EXAMPLES[_setting.name] = (str(_turned).lower(), _turned) if _setting.kind is BOOL else BY_KIND[_setting.kind]
 REFUSED_EXAMPLES = {"unsafe-no-fsync": "true", "config-file": "/etc/etcd.yaml"}
 
 
@@ -105,7 +125,7 @@ def partners(name):
     return ["--advertise-client-urls=http://h:1"] if name == "listen-client-urls" else []
 
 
-def test_every_row_has_an_example():
+def test_every_example_has_a_row():
     assert set(EXAMPLES) == set(SERVED_NAMES)
     assert set(REFUSED_EXAMPLES) == {setting.name for setting in SETTINGS if setting.status == REFUSED}
 
@@ -383,6 +403,11 @@ def test_variables():
     assert ("warn", "unrecognized environment variable", {"environment_variable": "ETCD_FOO"}) in notices.lines
     with pytest.raises(ConfigError, match='^invalid value "zz" for ETCD_SNAPSHOT_COUNT: parse error$'):
         read(ETCD_SNAPSHOT_COUNT="zz")
+
+
+def test_an_empty_list_is_empty():
+    assert read("--peer-cert-allowed-cn=", "--cors=").peer_cert_allowed_cn == ()
+    assert read("--cors=").cors == ()
 
 
 def test_the_last_of_equal_flags_counts():
