@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.etcdctl import etcdctl
-from tests.harness import boltread, etcdutl, pb, reference_server, target_server
+from tests.harness import boltread, etcdutl, pb, reference_server, started_pair, target_name, target_server
 from tests.harness.servers import EtcdServer, Server
+from tests.harness.wait import wait_until
 
 from .generator import State
 from .runner import Pair, run
@@ -146,15 +147,39 @@ def test_a_saved_snapshot_is_restored_by_either(saver: str, heirs: str, seed: in
             server.close()
 
 
-def test_both_save_the_same_file_but_for_what_a_release_adds(seed: int, tmp_path: Path) -> None:
-    left, right = reference_server(), target_server()
-    with left, right:
-        _history(left, right, seed)
-        theirs = boltread.buckets(_saved(left, tmp_path / "left.db"))
-        ours = boltread.buckets(_saved(right, tmp_path / "right.db"))
+def _settled(server: Server, path: Path) -> dict[bytes, dict[bytes, bytes]]:
+    """What is in a saved snapshot once no compaction is under way: etcd removes items behind the answer."""
+
+    def saved() -> dict[bytes, dict[bytes, bytes]] | None:
+        found = boltread.buckets(_saved(server, path))
+        meta = found[b"meta"]
+        return found if meta.get(b"scheduledCompactRev") == meta.get(b"finishedCompactRev") else None
+
+    return wait_until(saved, "the end of a compaction")
+
+
+# In the history of this seed the last compaction is at a revision that deletes a key.
+@pytest.mark.parametrize("fixed", [1521903717, None])
+def test_both_save_the_same_file_but_for_what_a_release_adds(fixed: int | None, seed: int, tmp_path: Path) -> None:
+    with started_pair() as (left, right):
+        _history(left, right, fixed or seed)
+        theirs = _settled(left, tmp_path / "left.db")
+        ours = _settled(right, tmp_path / "right.db")
     assert list(theirs) == list(ours)
+    if target_name() != "etcd":
+        # From 3.5.16 on a compaction keeps the tombstones of its own revision, for watches that begin there
+        # (etcd's issue 19179); 3.5.1 removes them (reference/formats.md 9.4).
+        kept = _tombstones_at(ours, ours[b"meta"].get(b"finishedCompactRev", b"")[:8])
+        assert not kept.keys() & theirs[b"key"].keys()
+        assert kept or not fixed
+        theirs[b"key"] |= kept
     # Left out: the place in the log, versions, members (their URLs); in bucket auth etcd notes that it is off.
     for name in (b"key", b"lease", b"alarm", b"authRoles", b"authUsers", b"members_removed"):
         assert theirs[name] == ours[name], name
     for name in (b"scheduledCompactRev", b"finishedCompactRev", b"confState"):
         assert theirs[b"meta"].get(name) == ours[b"meta"].get(name), name
+
+
+def _tombstones_at(found: dict[bytes, dict[bytes, bytes]], revision: bytes) -> dict[bytes, bytes]:
+    items = found[b"key"].items()
+    return {key: value for key, value in items if revision and key.startswith(revision) and key.endswith(b"t", 17)}
