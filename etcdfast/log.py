@@ -20,6 +20,7 @@ _ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _level = INFO
 _console = False
 _outputs = [2]
+_files = {}  # path -> descriptor of the outputs that are files
 
 
 class LogError(Exception):
@@ -32,21 +33,44 @@ def configure(level="info", outputs=("default",), form="json"):
     `outputs` holds "default" or "stderr", "stdout", or paths that lines are appended to.
     Raises LogError when a file cannot be opened.
     """
-    global _level, _console, _outputs
-    opened = []
-    for output in outputs:
+    global _level, _console, _outputs, _files
+    opened, files = [], {}
+    for output in outputs or ("default",):
         if output in ("default", "stderr", "systemd/journal"):  # systemd reads stderr into its journal
             opened.append(2)
         elif output == "stdout":
             opened.append(1)
         else:
             try:
-                opened.append(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+                files[output] = _open(output)
             except OSError as err:
                 raise LogError(f"cannot open log output {output}: {err.strerror}") from None
-    _level = _LEVELS[level.lower()]
+            opened.append(files[output])
+    set_level(level)
     _console = form == "console"
-    _outputs = list(dict.fromkeys(opened))
+    _outputs, _files = list(dict.fromkeys(opened)), files
+
+
+def _open(path):
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def set_level(level):
+    global _level
+    _level = _LEVELS[level.lower()]
+
+
+def reopen():
+    """Open the files anew by their names: somebody may have renamed them (logrotate)."""
+    for path, fd in _files.items():
+        try:
+            newer = _open(path)
+        except OSError as err:
+            error("cannot open log output anew; the old file goes on", path=path, error=err.strerror)
+            continue
+        # Under the old number, in one step: a thread that is writing never meets a number of something else.
+        os.dup2(newer, fd, inheritable=False)
+        os.close(newer)
 
 
 def enabled(level):
@@ -102,3 +126,9 @@ def error(message, **fields):
 def fatal(message, **fields):
     """Log the reason of an end; ending is the caller's own deed."""
     _write(FATAL, message, fields)
+
+
+class Quiet:
+    """Takes what a log takes and drops it: for what was said before."""
+
+    debug = info = warn = staticmethod(lambda message, **fields: None)

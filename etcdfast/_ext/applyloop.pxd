@@ -58,6 +58,7 @@ cdef class ApplyLoop:
     cdef uint64_t turns_kept    # the turn after the last housekeeping
     cdef readonly bint ready
     cdef bint stop_asked
+    cdef public object aside     # called once, between two turns, and forgotten; None is nothing
     cdef outbuf answer          # the one being made
     cdef ipc_record *reads[TURN_RECORDS_MAX]
     cdef int reads_count

@@ -23,6 +23,7 @@ class ApplyLoop:
     turns: int
     ready: bool
     stopping: bool
+    aside: Callable[[], None] | None  # called once, between two turns, and forgotten
     def __init__(
         self,
         ops: KvOps,

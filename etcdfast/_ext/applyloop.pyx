@@ -151,6 +151,9 @@ cdef class ApplyLoop:
         cdef bint worked
         while True:
             worked = self.turn()
+            if self.aside is not None:
+                aside, self.aside = self.aside, None
+                aside()
             if not worked:
                 if self.stop_asked:
                     return

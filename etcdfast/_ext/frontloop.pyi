@@ -51,6 +51,8 @@ class FrontLoop:
         """
     def run(self) -> int:
         """Serve until there is something for Python to do: a RUN_* value. Errors: OSError."""
+    def set_quota(self, quota_bytes: int) -> None:
+        """Bytes from which nothing more is stored; 0 = no limit."""
     def take_handoffs(self) -> list[tuple[int, bytes]]:
         """Connections whose first bytes are not HTTP/2: (descriptor, bytes read). The caller owns them."""
     def begin_drain(self) -> None:

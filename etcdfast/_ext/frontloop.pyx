@@ -618,6 +618,9 @@ cdef class FrontLoop:
                 why = turn(self.loop)
         return why
 
+    def set_quota(self, uint64_t quota_bytes):
+        self.loop.quota_bytes = quota_bytes
+
     def take_handoffs(self):
         cdef uint32_t i
         taken = []

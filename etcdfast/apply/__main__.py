@@ -1,6 +1,7 @@
 """`python -m etcdfast.apply --boot-fd N`: started by the supervisor, one per member."""
 
 import os
+import signal
 import sys
 
 from etcdfast import log
@@ -45,6 +46,8 @@ def main(arguments):
         process.load()
         if stopping:
             process.loop.stopping = True
+        boot.on_reload(process.reload)
+        signal.signal(signal.SIGHUP, lambda number, frame: setattr(process.loop, "aside", boot.reload))
         boot.tell_ready()
         ready = True
         process.run()

@@ -33,7 +33,7 @@ class ColdPath:
 
     def __init__(self, engine, quota_bytes, learners_max=membership.LEARNERS_MAX):
         self.engine = engine
-        self.quota_bytes = quota_bytes or DEFAULT_QUOTA_BYTES
+        self.set_quota(quota_bytes)
         self.members = Membership(engine.store, learners_max)
         self.alarms = Alarms(engine.store)
         engine.set_alarms(self.alarms.bits())
@@ -58,6 +58,9 @@ class ColdPath:
         }
 
     # ---- calls ----
+
+    def set_quota(self, quota_bytes):
+        self.quota_bytes = quota_bytes or DEFAULT_QUOTA_BYTES
 
     def call(self, method, payload):
         """Answer one call: (error id, response bytes), or a generator that yields None per slice and

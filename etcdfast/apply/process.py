@@ -165,7 +165,8 @@ class Process:
         services.tick(time.monotonic_ns())
         services.on_lead = self._lead
         self.auto_compaction = AutoCompaction(services, config.auto_compaction_mode, config.auto_compaction_amount)
-        loop.attach_cold(ColdPath(self.engine, config.quota_bytes, config.max_learners), services, exports)
+        self.cold = ColdPath(self.engine, config.quota_bytes, config.max_learners)
+        loop.attach_cold(self.cold, services, exports)
         log.info(
             "loaded the key-value store",
             revisions=records,
@@ -176,6 +177,12 @@ class Process:
         )
         if not self._imported:
             importing.forget(self._snap_dir)
+
+    def reload(self, config):
+        """Settings that change while the process runs."""
+        self._config = config
+        self.page[_WORDS["quota_bytes"]] = config.quota_bytes
+        self.cold.set_quota(config.quota_bytes)
 
     def _lead(self, leads):
         """Who leads has changed: the leader alone compacts by itself."""
@@ -202,7 +209,10 @@ def min_lease_ttl(config):
 
 
 def catch_sigterm(stop):
-    """A pipe that becomes readable at SIGTERM, when `stop` is called as well. Returns its read end."""
+    """A pipe that becomes readable at SIGTERM, when `stop` is called as well. Returns its read end.
+
+    The number of every other signal that has a handler of Python's is written to it too.
+    """
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGTERM, lambda number, frame: stop())
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)

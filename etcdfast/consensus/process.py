@@ -354,7 +354,7 @@ class Process:
     @property
     def peer_listeners(self):
         """Listening sockets of the peer URLs."""
-        return [socket.socket(fileno=fd) for _, fd in self._boot.listen]
+        return [socket.socket(fileno=fd) for _, fd, _ in self._boot.listen]
 
     def removed_by_others(self):
         """A peer says that this member is not of the cluster any more."""
@@ -407,13 +407,19 @@ class Process:
         except ProposalDropped:
             pass  # who asked runs into its deadline, as in etcd
 
+    def _signalled(self, numbers):
+        if signal.SIGTERM in numbers:
+            self._stopping = True
+        elif signal.SIGHUP in numbers:
+            self._boot.reload()
+
     # ---- rare events -----------------------------------------------------------------------------
 
     def _rare(self, events):
         if events & _FATAL:
             self._fail(events)
         if events & turns.WAKE:
-            self._stopping = True
+            self._signalled(os.read(self._wake, 64))
         if events & turns.CONF:
             self._members_entry(self.loop.conf_index)
         if events & turns.HARD:

@@ -11,6 +11,7 @@ from etcdfast._ext import frontloop
 from etcdfast._ext.ring import APPLY_WORDS, Ring, StatusPage
 from etcdfast.api.errors import ERRORS
 from etcdfast.api.rpcs import RPCS
+from etcdfast.config.values import split_url
 from etcdfast.frontend.http1 import Http1Server
 from etcdfast.ipc import boot as boot_module
 
@@ -39,6 +40,7 @@ def serve(boot):
     apply_page = StatusPage(boot.status["apply"])
     if not _wait_for_apply(boot, apply_page, signal_fd):
         return 0
+    listen = _served(boot.listen)
     loop = frontloop.FrontLoop(
         index=index,
         doorbell=boot.doorbell,
@@ -47,17 +49,27 @@ def serve(boot):
         from_apply=from_apply,
         consensus_page=consensus_page,
         apply_page=apply_page,
-        listeners=[fd for _, fd in boot.listen],
+        listeners=[fd for _, fd, _ in listen],
         wakeup=signal_fd,
         life=boot.life_fd,
         **settings(boot.config),
     )
     http1 = Http1Server(consensus_page, apply_page)
-    for _, fd in boot.listen:
+    for _, fd, _ in listen:
         os.set_blocking(fd, False)
+    boot.on_reload(lambda config: loop.set_quota(config.quota_bytes))
     boot.tell_ready()
-    log.info("serving client requests", frontend=index, addresses=[url for url, _ in boot.listen])
-    return _run(loop, http1, signal_fd, index)
+    log.info("serving client requests", frontend=index, addresses=[url for url, _, _ in listen])
+    return _run(loop, http1, signal_fd, boot)
+
+
+def _served(listen):
+    """What of the listeners can be served. The others take no connection."""
+    return [
+        (url, fd, role)
+        for url, fd, role in listen
+        if role in ("client", "grpc") and split_url(url)[0] in ("http", "unix")
+    ]
 
 
 def settings(config):
@@ -119,14 +131,18 @@ def _wait_for_apply(boot, apply_page, signal_fd):
     return True
 
 
-def _run(loop, http1, signal_fd, index):
+def _run(loop, http1, signal_fd, boot):
+    index = boot.index
     while True:
         why = loop.run()
         if why == frontloop.RUN_HANDOFF:
             for fd, first_bytes in loop.take_handoffs():
                 http1.take(fd, first_bytes)
         elif why == frontloop.RUN_WAKEUP:
-            if signal.SIGTERM in os.read(signal_fd, 4096):
+            numbers = os.read(signal_fd, 4096)
+            if signal.SIGHUP in numbers:
+                boot.reload()
+            if signal.SIGTERM in numbers:
                 log.info("draining client connections", frontend=index, connections=loop.counters()["connections"])
                 loop.begin_drain()
         elif why == frontloop.RUN_DRAINED:

@@ -16,6 +16,7 @@ from collections import namedtuple
 
 from etcdfast import log
 from etcdfast.config import Config
+from etcdfast.ipc import reload
 
 # Exit statuses of a child that ends by itself (the names are those of sysexits.h).
 EXIT_CORRUPTION = 65
@@ -24,7 +25,7 @@ EXIT_DISK = 74
 EXIT_RESTART = 75  # of consensus: start every process of the member anew (a received snapshot is in place)
 EXIT_REMOVED = 76  # of consensus: this member is no longer part of the cluster
 
-_FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen"
+_FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen reload_fd"
 
 
 class Boot(namedtuple("Boot", _FIELDS)):
@@ -33,14 +34,28 @@ class Boot(namedtuple("Boot", _FIELDS)):
     doorbell: own eventfd; doorbells: {"consensus": fd, "apply": fd, "frontend0": fd, ...}
     rings: {"f0c": memfd, ...} of this process only; status: {"consensus": memfd, "apply": memfd}
     ready_fd: pipe to the supervisor; life_fd: reads end of file once the supervisor is gone, put it into
-    the event loop; listen: ((url, listening socket), ...): of clients for a frontend, of other members for
-    consensus.
+    the event loop; listen: ((url, listening socket, role), ...), of clients for a frontend, of other members for
+    consensus. Roles: "client" gRPC and HTTP, "grpc" gRPC alone, "http" HTTP alone, "metrics" /metrics and the health
+    paths, "peer". A URL of https or unixs means TLS.
+    reload_fd: the page of `ipc/reload.py`, -1 for none.
     """
 
     __slots__ = ()
 
     def tell_ready(self):
+        # Until here SIGHUP is ignored: the supervisor sends it only to who is ready. From here on it also writes to
+        # the process' wake-up descriptor, and who reads it there calls `reload`.
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, lambda number, frame: None)
         self._tell({"ready": self.process})
+
+    def on_reload(self, callback):
+        reload.on_reload(callback)
+
+    def reload(self):
+        """SIGHUP came and this is a safe point: take over the new settings."""
+        if self.reload_fd >= 0:
+            reload.run(self.reload_fd)
 
     def tell_failed(self, reason):
         """The member cannot start (wrong data directory, corrupt file ...); `reason` is one line."""
@@ -72,14 +87,16 @@ def from_json(data):
         status=fds["status"],
         ready_fd=fds["ready"],
         life_fd=fds["life"],
-        listen=tuple((url, fd) for url, fd in fds.get("listen", ())),
+        listen=tuple((url, fd, role) for url, fd, role in fds.get("listen", ())),
+        reload_fd=fds.get("reload", -1),
     )
 
 
 def receive(arguments):
     """Read the boot object, tie this process' life to the supervisor's, set up its log and its name.
 
-    SIGINT is ignored: a terminal sends it to every process of the member, and the supervisor alone decides.
+    SIGINT is ignored: a terminal sends it to every process of the member, and the supervisor alone decides. So is
+    SIGHUP until `tell_ready`.
     Ends the process when the supervisor is already gone.
     """
     from etcdfast._ext import proc
@@ -87,6 +104,7 @@ def receive(arguments):
     if len(arguments) != 2 or arguments[0] != "--boot-fd" or not arguments[1].isdecimal():
         sys.exit("this is a part of etcdfast and is started by it; run `etcdfast` instead")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with open(int(arguments[1]), "rb") as boot_file:
         data = boot_file.read()
     supervisor_pid = json.loads(data)["supervisor_pid"]

@@ -37,7 +37,7 @@ def _fds_in(fds):
         elif isinstance(value, dict):
             yield from value.values()
         else:
-            yield from (fd for _, fd in value)
+            yield from (fd for _, fd, _ in value)
 
 
 def start(child, boot, environ):

@@ -1,5 +1,6 @@
 """Listening sockets, bound by the supervisor so that an address in use is one clear line at the start."""
 
+import contextlib
 import os
 import socket
 import stat
@@ -60,29 +61,48 @@ def _open_unix(path, count):
     return [listener, *(listener.dup() for _ in range(count - 1))]
 
 
-def open_listeners(urls, frontends):
-    """Bind and listen on every URL: [frontend][k] = (url, socket).
+def client_urls(config):
+    """[(url, role)] of everything a frontend listens on; `ipc/boot.py` says what the roles are."""
+    plain_role = "grpc" if config.listen_client_http_urls else "client"
+    return [
+        *((url, plain_role) for url in config.listen_client_urls),
+        *((url, "http") for url in config.listen_client_http_urls),
+        *((url, "metrics") for url in config.listen_metrics_urls),
+    ]
+
+
+def open_listeners(wanted, frontends):
+    """Bind and listen on every URL of [(url, role)]: [frontend][k] = (url, socket, role).
 
     A port 0 is settled by the kernel; the URL returned has the real one.
     Raises StartError with a line that names the URL.
     """
     by_frontend = [[] for _ in range(frontends)]
-    for url in urls:
+    for url, role in wanted:
         scheme, address = split_url(url)
-        if scheme in ("https", "unixs"):
-            raise StartError(f"TLS key/cert must be provided for the url {url} with HTTPS scheme")
+        is_unix = scheme in ("unix", "unixs")
         try:
-            found = _open_unix(address, frontends) if scheme == "unix" else _open_tcp(address, frontends)
+            found = _open_unix(address, frontends) if is_unix else _open_tcp(address, frontends)
             for listener in found:
                 listener.listen(BACKLOG)
         except OSError as err:
             raise StartError(f"listen on {url}: {(err.strerror or str(err)).lower()}") from None
         except OverflowError:
             raise StartError(f"listen on {url}: invalid port") from None
-        if scheme == "http":
+        if not is_unix:
             host, _ = split_host_port(address)
             port = found[0].getsockname()[1]
-            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         for listeners, listener in zip(by_frontend, found):
-            listeners.append((url, listener))
+            listeners.append((url, listener, role))
     return by_frontend
+
+
+def close_listeners(listeners):
+    """Close [(url, socket, role)]; a unix socket's file goes too."""
+    for url, listener, _ in listeners:
+        listener.close()
+        scheme, path = split_url(url)
+        if scheme in ("unix", "unixs"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)

@@ -7,12 +7,12 @@ import sys
 from etcdfast import log, version
 
 
-def _start(config):
+def _start(config, read_again):
     """Bring the member up and watch it until it ends; the signal that stopped it, None when it was removed."""
     from etcdfast._ext import proc
     from etcdfast.config.checks import check_bootstrap
     from etcdfast.supervisor.datadir import is_new_member, open_data_dir
-    from etcdfast.supervisor.listeners import open_listeners
+    from etcdfast.supervisor.listeners import client_urls, open_listeners
     from etcdfast.supervisor.member import Member
 
     proc.set_name("etcdfast")
@@ -32,11 +32,12 @@ def _start(config):
     try:
         if is_new_member(config):
             check_bootstrap(config)
-        (peer_listeners,) = open_listeners(config.listen_peer_urls, 1)
-        listeners = open_listeners(config.listen_client_urls, config.frontend_count)
-        for url, _ in listeners[0]:
-            log.info("serving client traffic insecurely; this is strongly discouraged!", address=url)
-        return Member(config, peer_listeners, listeners, lock_fd).run()
+        (peer_listeners,) = open_listeners([(url, "peer") for url in config.listen_peer_urls], 1)
+        listeners = open_listeners(client_urls(config), config.frontend_count)
+        for url, _, role in listeners[0]:
+            if role != "metrics" and url.startswith(("http:", "unix:")):
+                log.info("serving client traffic insecurely; this is strongly discouraged!", address=url)
+        return Member(config, peer_listeners, listeners, lock_fd, read_again).run()
     finally:
         os.close(lock_fd)
 
@@ -54,6 +55,7 @@ def main(arguments=None):
 
     # Until there is a member to stop in order, a signal just ends the program, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for a member it means to read its files again
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = load(arguments, os.environ, log)
@@ -70,7 +72,7 @@ def main(arguments=None):
         log.fatal("failed to verify flags", error=err)
         return 1
     try:
-        stopped_by = _start(config)
+        stopped_by = _start(config, lambda: load(arguments, os.environ, log.Quiet))
     except ConfigError as err:
         log.fatal("failed to verify flags", error=err)
         return 1

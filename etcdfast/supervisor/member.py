@@ -8,11 +8,14 @@ import time
 from collections import deque
 
 from etcdfast import log
+from etcdfast.ipc import reload
 from etcdfast.ipc.boot import EXIT_INTERNAL, EXIT_REMOVED, EXIT_RESTART
 from etcdfast.supervisor import children
 from etcdfast.supervisor.errors import StartError
-from etcdfast.supervisor.notify import notify_ready
+from etcdfast.supervisor.listeners import close_listeners
+from etcdfast.supervisor.notify import notify
 from etcdfast.supervisor.plumbing import Plumbing
+from etcdfast.supervisor.reloading import read_reloadable
 
 # How long each kind of process may take to stop. A frontend gives its calls 5 s; consensus and apply have
 # to write to a disk that may be busy. Whoever takes longer is killed: nothing acknowledged is lost by it.
@@ -26,14 +29,17 @@ RESTARTS_SECONDS = 60.0
 class Member:
     """Starts at construction; `run` returns when every process has ended.
 
-    `peer_listeners` is [(url, socket)], `listeners` is [frontend][k] = (url, socket). They stay open here while the
-    member restarts in place. `lock_fd` is passed on, so that the data directory stays locked until the last process
-    of the member is gone, even if this one is killed first.
-    Signals: SIGTERM and SIGINT stop the member; further ones change nothing.
+    `peer_listeners` is [(url, socket, role)], `listeners` is [frontend][k] = (url, socket, role). They stay open here
+    while the member restarts in place. `lock_fd` is passed on, so that the data directory stays locked until the last
+    process of the member is gone, even if this one is killed first. `read_again()` reads the settings as at the start.
+    Signals: SIGTERM and SIGINT stop the member; further ones change nothing. SIGHUP: see supervisor/reloading.py.
     """
 
-    def __init__(self, config, peer_listeners, listeners, lock_fd):
+    def __init__(self, config, peer_listeners, listeners, lock_fd, read_again):
         self._config = config
+        self._read_again = read_again
+        self._reload_wanted = False
+        self._reload_fd = reload.make_page()
         self._peer_listeners = peer_listeners
         self._listeners = listeners
         self._lock_fd = lock_fd
@@ -51,7 +57,7 @@ class Member:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._start_children()
         signal.set_wakeup_fd(signals_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # the wake-up pipe has it already
         self._poll.register(self._signals_read, select.POLLIN)
 
@@ -68,10 +74,10 @@ class Member:
         self._plumbing.close_shared()
 
     def _start_child(self, child, environ):
-        fds = {**self._plumbing.fds_of(child.process), "lock": self._lock_fd}
+        fds = {**self._plumbing.fds_of(child.process), "lock": self._lock_fd, "reload": self._reload_fd}
         listeners = {"frontend": self._listeners, "consensus": [self._peer_listeners]}.get(child.role)
         if listeners:
-            fds["listen"] = [(url, listener.fileno()) for url, listener in listeners[child.index]]
+            fds["listen"] = [(url, listener.fileno(), role) for url, listener, role in listeners[child.index]]
         boot = {
             "role": child.role,
             "index": child.index,
@@ -151,7 +157,9 @@ class Member:
         elif not self._waiting_ready and self._failure is None:
             took = time.monotonic() - self._started_at
             log.info("ready to serve client requests", took=f"{took * 1000:.1f}ms")
-            notify_ready()
+            notify("READY=1")
+            if self._reload_wanted:
+                self._reload()
 
     def _fail(self, reason, running, exit_status=1):
         if self._failure is None:
@@ -178,12 +186,28 @@ class Member:
 
     def _read_signals(self):
         for number in os.read(self._signals_read, 64):
+            if number == signal.SIGHUP:
+                self._reload_wanted = True
             if number not in (signal.SIGTERM, signal.SIGINT):
                 continue
             if self._stop_signal is None:
                 name = "terminated" if number == signal.SIGTERM else "interrupt"
                 log.info("received signal; shutting down", signal=name)
                 self._stop_signal = number
+        if self._reload_wanted and not self._waiting_ready and self._goes_on():
+            self._reload()
+
+    def _reload(self):
+        """Read the settings again and tell every process what is new. A file that is wrong changes nothing."""
+        self._reload_wanted = False
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        log.reopen()
+        self._config = read_reloadable(self._config, self._read_again)
+        log.set_level(self._config.log_level)
+        reload.write(self._reload_fd, self._config)
+        for running in self._running.values():
+            self._signal(running, signal.SIGHUP)
+        notify("READY=1")
 
     def _stop_in_order(self):
         """Stop in the direction the data flows, so that each process sees the last of what comes to it."""
@@ -191,8 +215,9 @@ class Member:
             log.warn("server error", error="the member has been permanently removed from the cluster")
             log.warn("data-dir used by this member must be removed")
         # From here on nobody new is kept waiting.
-        for _, listener in (*self._peer_listeners, *(pair for pairs in self._listeners for pair in pairs)):
-            listener.close()
+        for listeners in (self._peer_listeners, *self._listeners):
+            close_listeners(listeners)
+        notify("STOPPING=1")
         log.info("closing etcd server", name=self._config.name, data_dir=self._config.data_dir)
         for role, seconds in STOP_SECONDS.items():
             stopping = [r for r in self._running.values() if r.process.startswith(role)]

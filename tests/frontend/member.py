@@ -105,7 +105,7 @@ class Frontend:
                 "status": pages,
                 "ready": ready_write,
                 "life": life_read,
-                "listen": [[f"http://{self.address}", self.listener.fileno()]],
+                "listen": [[f"http://{self.address}", self.listener.fileno(), "client"]],
             },
         }
         self.process = subprocess.Popen(

@@ -3,7 +3,8 @@
 The supervisor is the real one. FAKE_<PROCESS> in the environment (FAKE_APPLY, FAKE_FRONTEND0 ...) tells a
 stand-in how to behave: `die:N` exit with status N once up, `fail` refuse to start, `mute` never get
 ready, `fail-stop:N` exit with status N when told to stop, `stubborn` never stop (the supervisor then waits
-only a little), `on-usr1:N` exit with status N at SIGUSR1, `first:N` exit with status N at the first start only.
+only a little), `on-usr1:N` exit with status N at SIGUSR1, `wait-usr1` get ready at SIGUSR1, `first:N` exit
+with status N at the first start only.
 Each stand-in appends lines to the file FAKE_REPORT.
 """
 
@@ -37,6 +38,11 @@ def child():
             os.write(stop_write, b"x")
 
     signal.signal(signal.SIGTERM, on_term)
+    if behaviour == "wait-usr1":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    boot.on_reload(lambda config: report(f"reload {boot.process} {config.log_level} {config.quota_backend_bytes}"))
+    hup_read, hup_write = os.pipe()
+    signal.signal(signal.SIGHUP, lambda *_: os.write(hup_write, b"x"))
     starts = open(os.environ["FAKE_REPORT"]).read().count(f"up {boot.process} ")
     report(f"up {boot.process} {os.getpid()} {len(boot.listen)}")
     if behaviour.startswith("on-usr1:"):
@@ -46,14 +52,20 @@ def child():
     if behaviour == "fail":
         boot.tell_failed("no luck today")
         sys.exit(boot_module.EXIT_INTERNAL)
+    if behaviour == "wait-usr1":
+        signal.sigwait({signal.SIGUSR1})
     if behaviour != "mute":
         boot.tell_ready()
     if behaviour.startswith("die:"):
         sys.exit(int(behaviour[4:]))
     while True:
-        ready, _, _ = select.select([stop_read, boot.life_fd], [], [])
+        ready, _, _ = select.select([stop_read, boot.life_fd, hup_read], [], [])
         if boot.life_fd in ready:
             os._exit(1)
+        if hup_read in ready:
+            os.read(hup_read, 10)
+            boot.reload()
+            continue
         break
     report(f"end {boot.process}")
     if behaviour.startswith("fail-stop:"):

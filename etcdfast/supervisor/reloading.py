@@ -1,0 +1,25 @@
+"""SIGHUP: which settings may change while the member runs, and what becomes of the others."""
+
+from etcdfast import log
+from etcdfast.config.checks import ConfigError
+from etcdfast.config.load import Answered, UsageError
+
+# Settings whose new value counts at once. Files that settings name (certificates, keys, revocation lists) are read
+# again by whoever uses them, at every SIGHUP, whether their names have changed or not.
+RELOADABLE = ("log_level", "quota_backend_bytes")
+
+
+def read_reloadable(config, read_again):
+    """The running `config` with what may change taken from `read_again()`; as it was when that cannot be read."""
+    try:
+        wanted = read_again()
+    except (ConfigError, UsageError, Answered) as err:
+        log.error("cannot read the configuration again; it stays as it is", error=err)
+        return config
+    changed = [name for name in config._fields if getattr(config, name) != getattr(wanted, name)]
+    taken = {name: getattr(wanted, name) for name in RELOADABLE if name in changed}
+    left = [name.replace("_", "-") for name in changed if name not in RELOADABLE]
+    if left:
+        log.warn("settings have changed that count only from the next start", settings=left)
+    log.info("read the configuration again", **taken)
+    return config._replace(**taken)

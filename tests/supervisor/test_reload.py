@@ -1,0 +1,57 @@
+"""SIGHUP: what comes to the processes, and systemd hears of it."""
+
+import os
+import signal
+import socket
+
+from tests.supervisor.test_member import DEADLINE_SECONDS, start, wait_for  # noqa: F401 (fixture)
+
+
+def reloads(member):
+    return [words[1:] for words in member.report() if words[0] == "reload"]
+
+
+def test_every_process_hears_of_a_reload(start):  # noqa: F811
+    member = start("--log-level=warn", "--quota-backend-bytes=5", "--frontends=2")
+    member.wait_up(4)
+    wait_for(lambda: member.report_path.read_text().count("up ") == 4, "up")
+    member.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(reloads(member)) == 4, "all processes have reloaded")
+    assert sorted(reloads(member)) == [
+        [process, "warn", "5"] for process in ("apply", "consensus", "frontend0", "frontend1")
+    ]
+    member.process.terminate()
+    assert member.wait_end() == -signal.SIGTERM
+
+
+def test_a_reload_asked_for_before_the_member_is_ready_comes_when_it_is(start, tmp_path):  # noqa: F811
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(DEADLINE_SECONDS)
+        member = start(environ={"NOTIFY_SOCKET": str(path)}, consensus="wait-usr1")
+        member.wait_up()
+        member.process.send_signal(signal.SIGHUP)
+        assert reloads(member) == []
+        os.kill(member.pids()["consensus"], signal.SIGUSR1)
+        assert systemd.recv(100) == b"READY=1"
+        assert systemd.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert systemd.recv(100) == b"READY=1"
+        wait_for(lambda: len(reloads(member)) == 3, "all processes have reloaded")
+        member.process.terminate()
+        assert systemd.recv(100) == b"STOPPING=1"
+        assert member.wait_end() == -signal.SIGTERM
+
+
+def test_log_files_are_opened_anew(start, tmp_path):  # noqa: F811
+    path, older = tmp_path / "log", tmp_path / "log.1"
+    member = start(f"--log-outputs={path}")
+    wait_for(lambda: path.exists() and "ready to serve client requests" in path.read_text(), "ready")
+    path.rename(older)
+    member.process.send_signal(signal.SIGHUP)
+    wait_for(path.exists, "a new file")
+    wait_for(lambda: len(reloads(member)) == 3, "all processes have reloaded")
+    member.process.terminate()
+    assert member.wait_end() == -signal.SIGTERM
+    assert "closed etcd server" in path.read_text()
+    assert "closed etcd server" not in older.read_text()
