@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
+from etcdfast._ext.authfields cimport auth_field
 from etcdfast._ext.errids cimport (
     ERR_REQUEST_TOO_LARGE, ERR_TIMEOUT_LEADER_FAIL, ERR_TOO_MANY_REQUESTS, ERR_UNIMPLEMENTED,
 )
@@ -54,7 +55,7 @@ cdef inline uint32_t request_field(uint8_t method) noexcept nogil:
         return 10
     if method == IPC_LEASE_CHECKPOINT:
         return 11
-    return 0
+    return auth_field(method)
 
 
 cdef inline uint8_t *put_header(uint8_t *p, uint64_t request_id) noexcept nogil:

@@ -34,8 +34,10 @@ cdef class Outbox:
     # Bring the records into the rings; waits for room.
     cdef int deliver(self) except -1
     cdef void publish(self) noexcept nogil
-    # A request of apply's own; `token` gets its answer in `own`, 0 when nobody waits. False: no room now.
-    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token) noexcept nogil
+    # A request of apply's own; `token` gets its answer in `own`, 0 when nobody waits. False: no room now. In whose name:
+    # the last `user_bytes` of the data, known since `auth_revision`; 0: nobody's.
+    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token,
+                      uint32_t user_bytes=*, uint64_t auth_revision=*) noexcept nogil
     # A record for consensus that is no request. False: no room now.
     cdef bint tell(self, int kind, uint64_t index, uint32_t status, const void *data, uint64_t size) noexcept nogil
     # FORWARD to the leader; what comes back has the token. False: no room now.
@@ -45,7 +47,7 @@ cdef class Outbox:
     # PEER_REPLYs that there is room for.
     cdef int answer_members(self) except -1
     cdef bint ask(self, int kind, int method, int flags, int frontend, uint32_t token, uint64_t deadline_ns,
-                  const void *data, uint64_t size) noexcept nogil
+                  const void *data, uint64_t size, uint32_t user_bytes, uint64_t auth_revision) noexcept nogil
     cdef int wait_room(self, ring_view *ring, uint32_t length) except -1
     # Sleep until something rings the doorbell or a signal came; how many descriptors spoke.
     cdef int wait_events(self, int timeout_ms) except -1

@@ -128,7 +128,7 @@ cdef class Outbox:
         return 0
 
     cdef bint ask(self, int kind, int method, int flags, int frontend, uint32_t token, uint64_t deadline_ns,
-                  const void *data, uint64_t size) noexcept nogil:
+                  const void *data, uint64_t size, uint32_t user_bytes, uint64_t auth_revision) noexcept nogil:
         """One record for consensus; False: no room now."""
         cdef ipc_record *r
         if self.ac == NULL or self.stopping:
@@ -143,6 +143,8 @@ cdef class Outbox:
         r.frontend = <unsigned char>frontend
         r.slot = token
         r.term = deadline_ns
+        r.status = user_bytes
+        r.index = auth_revision
         if size:
             memcpy(record_payload(r), data, size)
         ring_commit(self.ac, r)
@@ -167,14 +169,16 @@ cdef class Outbox:
         ring_publish(self.ac)
         return True
 
-    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token) noexcept nogil:
-        return self.ask(IPC_PROPOSE, method, flags, IPC_SELF if token else IPC_NOBODY, token, 0, data, size)
+    cdef bint propose(self, int method, int flags, const void *data, uint64_t size, uint32_t token,
+                      uint32_t user_bytes=0, uint64_t auth_revision=0) noexcept nogil:
+        return self.ask(IPC_PROPOSE, method, flags, IPC_SELF if token else IPC_NOBODY, token, 0, data, size,
+                        user_bytes, auth_revision)
 
     cdef bint forward(self, int method, const void *data, uint64_t size, uint32_t token, uint64_t deadline_ns) noexcept nogil:
-        return self.ask(IPC_FORWARD, method, 0, IPC_SELF, token, deadline_ns, data, size)
+        return self.ask(IPC_FORWARD, method, 0, IPC_SELF, token, deadline_ns, data, size, 0, 0)
 
     cdef bint read_index(self, int method, uint32_t token, uint64_t deadline_ns) noexcept nogil:
-        return self.ask(IPC_READ, method, 0, IPC_SELF, token, deadline_ns, NULL, 0)
+        return self.ask(IPC_READ, method, 0, IPC_SELF, token, deadline_ns, NULL, 0, 0, 0)
 
     cdef int answer_members(self) except -1:
         cdef bytes payload

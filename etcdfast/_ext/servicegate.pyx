@@ -14,13 +14,16 @@ cdef class ServiceGate:
     def __cinit__(self, ApplyLoop loop):
         self.loop = loop
 
-    def propose(self, int method, bytes request, uint32_t token):
+    def propose(self, int method, bytes request, uint32_t token, bytes user=b"", uint64_t auth_revision=0):
         """Ask consensus to log a request of this member's own; False while there is no room.
 
-        `token`: services.answered gets it with the answer; 0 when nobody waits."""
+        `token`: services.answered gets it with the answer; 0 when nobody waits. `user`: in whose name."""
+        cdef uint32_t user_bytes = <uint32_t>PyBytes_GET_SIZE(user)
+        if user_bytes:
+            request = request + user
         return bool(self.loop.out.propose(
             method, IPC_FLAG_NEW_ID if method == RPC_LEASE_GRANT else 0, PyBytes_AS_STRING(request),
-            <uint64_t>PyBytes_GET_SIZE(request), token))
+            <uint64_t>PyBytes_GET_SIZE(request), token, user_bytes, auth_revision))
 
     def read(self, int method, uint32_t token, int64_t deadline_ns):
         """Ask for the state to be new enough for a linearizable read; answered as a proposal is."""

@@ -6,6 +6,7 @@ A handler is a generator. It yields what it waits for and goes on with the resul
     ReadIndex(method)            -> (error id, text), once the state is new enough for a linearizable read
     Wait(keys, prefix, credit)   -> [Change, ...] of those keys or below that prefix; [] when only credit came
     Pause(delay_ns)              -> None
+    Job(helper, kind, request)   -> (error id, answer bytes) of a helper process (etcdfast/apply/auth/helper)
 
 and returns (error id, response bytes, text), or raises Refused. When whoever asked is gone (cancelled, or
 answered because a proposal took too long), a handler in Wait gets Gone; one whose proposal is under way
@@ -24,9 +25,9 @@ What the key space must show (`space`; etcdfast/apply/space does):
 
 What the loop must give (`loop`):
 
-    propose(method, request, token) -> bool
+    propose(method, request, token[, user, auth_revision]) -> bool
             PROPOSE on `ac` with frontend IPC_SELF and slot = token; a LeaseGrant goes with IPC_FLAG_NEW_ID;
-            False: no room now. `request` is at most `request_bytes_max` bytes
+            False: no room now. `request` is at most `request_bytes_max` bytes. It goes in the name of the caller
     read(method, token, deadline_ns) -> bool
             READ on `ac` with frontend IPC_SELF and slot = token; False: no room now
     reply(who, status, payload, text)
@@ -43,7 +44,7 @@ equal for all records of a call; the times are CLOCK_MONOTONIC ns):
     changed(key, main, deleted)      each change of the turn in revision order, while `waiting` is not 0
     answered(token, status, payload) each answer to a proposal or ReadIndex; payload: response, or text
     lead(leads)                      who leads has changed
-    call(method, payload, who), cancel(who) -> bool, credit(who, bytes) -> bool
+    call(method, payload, who[, user, auth_revision]), cancel(who) -> bool, credit(who, bytes) -> bool
                                      False: not a call of the services (any more); it may be a long answer by now
     tick(now_ns)                     at the latest at `next_due_ns` (0: nothing is due)
     turn() -> bool                   True: more to do at once. While `blocked` is true a proposal waits for room
@@ -72,9 +73,10 @@ Proposal = namedtuple("Proposal", "method request must", defaults=(False,))
 ReadIndex = namedtuple("ReadIndex", "method")
 Wait = namedtuple("Wait", "keys prefix credit", defaults=((), None, False))
 Pause = namedtuple("Pause", "delay_ns")
+Job = namedtuple("Job", "helper kind request")
 Change = namedtuple("Change", "key main deleted")
 
-_READY, _WAITING, _PAUSED, _UNSENT, _PROPOSED, _DONE = range(6)
+_READY, _WAITING, _PAUSED, _UNSENT, _PROPOSED, _WORKING, _DONE = range(7)
 
 
 class Gone(Exception):
@@ -103,13 +105,15 @@ class Call:
     """One call under way. Handlers use `gone`, `check`, `may_send`, `send`."""
 
     __slots__ = (
-        "_services", "changes", "gone", "handler", "held_bytes", "number", "overdue", "proposal", "raised", "result",
-        "since", "starved", "state", "streaming", "token", "topics", "unsent_bytes", "unsent_max", "who",
+        "_services", "auth_revision", "changes", "gone", "handler", "held_bytes", "number", "overdue", "proposal", "raised",
+        "result", "since", "starved", "state", "streaming", "token", "topics", "unsent_bytes", "unsent_max", "user", "who",
     )  # fmt: skip
 
-    def __init__(self, services, who, held_bytes):
+    def __init__(self, services, who, held_bytes, user=b"", auth_revision=0):
         self._services = services
         self.who = who  # None: a task of apply's own
+        self.user = user  # in whose name it proposes; empty: nobody's
+        self.auth_revision = auth_revision  # at which that was established
         self.handler = None
         self.held_bytes = held_bytes
         self.state = _READY
@@ -194,13 +198,13 @@ class Services:
 
     # ---- from the loop ----
 
-    def call(self, method, payload, who):
+    def call(self, method, payload, who, user=b"", auth_revision=0):
         """Start a handler. Errors: KeyError for a method that has none."""
         handler = self._handlers[method]
         if self.count >= self._calls_max or self._held_bytes + len(payload) > HELD_BYTES_MAX:
             self._loop.reply(who, errors.ID["TOO_MANY_REQUESTS"], b"", "")
             return
-        call = Call(self, who, len(payload))
+        call = Call(self, who, len(payload), user, auth_revision)
         call.handler = handler(self, call, payload)
         self._held_bytes += call.held_bytes
         self._calls[who] = call
@@ -219,7 +223,9 @@ class Services:
             return False
         self._leave(call)
         reads = type(call.proposal) is ReadIndex
-        if call.state == _WAITING or call.state == _UNSENT and (reads or not call.proposal.must):
+        if call.state == _WORKING:
+            call.proposal.helper.withdraw(call)
+        if call.state in (_WAITING, _WORKING) or call.state == _UNSENT and (reads or not call.proposal.must):
             self._resume(call, raised=Gone)
         return True
 
@@ -342,6 +348,15 @@ class Services:
                     raised = Gone
                     continue
                 self._subscribe(call, command)
+            elif kind is Job:
+                if call.gone:
+                    raised = Gone
+                    continue
+                if not command.helper.submit(call, command.kind, command.request, self._worked):
+                    result = errors.ID["TOO_MANY_REQUESTS"], b""
+                    continue
+                call.proposal = command
+                call.state = _WORKING
             else:
                 call.state = _PAUSED
                 self._set_due(call, command.delay_ns)
@@ -413,7 +428,8 @@ class Services:
         if type(wanted) is ReadIndex:
             sent = self._loop.read(wanted.method, token, self.now_ns + self._timeout_ns)
         else:
-            sent = self._loop.propose(wanted.method, wanted.request, token)
+            identity = (call.user, call.auth_revision) if call.user else ()
+            sent = self._loop.propose(wanted.method, wanted.request, token, *identity)
         if not sent:
             return False
         self._last_token = token
@@ -444,6 +460,11 @@ class Services:
 
     def _reply_error(self, who, status, text):
         self._loop.reply(who, status, b"", text)
+
+    def _worked(self, call, status, answer):
+        """A helper has done what it was given."""
+        if call.state == _WORKING:
+            self._resume(call, (status, answer))
 
     # ---- changes ----
 
