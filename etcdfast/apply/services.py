@@ -105,8 +105,9 @@ class Call:
     """One call under way. Handlers use `gone`, `check`, `may_send`, `send`."""
 
     __slots__ = (
-        "_services", "auth_revision", "changes", "gone", "handler", "held_bytes", "number", "overdue", "proposal", "raised",
-        "result", "since", "starved", "state", "streaming", "token", "topics", "unsent_bytes", "unsent_max", "user", "who",
+        "_services", "auth_revision", "changes", "gone", "handler", "held_bytes", "number", "overdue", "proposal",
+        "raised", "result", "since", "starved", "state", "streaming", "token", "topics", "unsent_bytes", "unsent_max",
+        "user", "who",
     )  # fmt: skip
 
     def __init__(self, services, who, held_bytes, user=b"", auth_revision=0):

@@ -52,6 +52,14 @@ class Method:
     response: type
 
 
+# Message names of the Auth service: prefix, methods.
+AUTH_METHODS = (
+    ("", "AuthEnable AuthDisable AuthStatus Authenticate"),
+    ("Auth", "UserAdd UserGet UserList UserDelete UserChangePassword UserGrantRole UserRevokeRole"),
+    ("Auth", "RoleAdd RoleGet RoleList RoleDelete RoleGrantPermission RoleRevokePermission"),
+)
+
+
 def _methods() -> dict[str, Method]:
     table = {
         "etcdserverpb.KV": {
@@ -81,6 +89,11 @@ def _methods() -> dict[str, Method]:
             "MemberUpdate": (pb.MemberUpdateRequest, pb.MemberUpdateResponse),
             "MemberList": (pb.MemberListRequest, pb.MemberListResponse),
             "MemberPromote": (pb.MemberPromoteRequest, pb.MemberPromoteResponse),
+        },
+        "etcdserverpb.Auth": {
+            name: (getattr(pb, f"{prefix}{name}Request"), getattr(pb, f"{prefix}{name}Response"))
+            for prefix, names in AUTH_METHODS
+            for name in names.split()
         },
         "v3lockpb.Lock": {
             "Lock": (pb.LockRequest, pb.LockResponse),
@@ -184,16 +197,20 @@ class Client:
         """The grpcio channel, for calls that are not in the table (unknown methods, streams)."""
         return self._channel
 
-    def start(self, method: str, request: Any, timeout_seconds: float | None = None) -> Pending:
+    def start(
+        self, method: str, request: Any, timeout_seconds: float | None = None, token: str | None = None
+    ) -> Pending:
         """Send without waiting. `request` is a message of the method, or raw bytes."""
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
-        return Pending(method, self._calls[method].future(request, timeout=timeout))
+        metadata = None if token is None else (("token", token),)
+        return Pending(method, self._calls[method].future(request, timeout=timeout, metadata=metadata))
 
-    def call(self, method: str, request: Any, timeout_seconds: float | None = None) -> Reply:
-        """One unary call, waited for; a blocking call costs a third of a future in grpcio."""
+    def call(self, method: str, request: Any, timeout_seconds: float | None = None, token: str | None = None) -> Reply:
+        """One unary call, waited for; a blocking call costs a third of a future in grpcio. `token`: of Authenticate."""
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        metadata = None if token is None else (("token", token),)
         try:
-            data = self._calls[method](request, timeout=timeout)
+            data = self._calls[method](request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             return Reply(method, error.code().value[0], error.details() or "", b"")
         return Reply(method, CODE_OK, "", data)
