@@ -3,8 +3,9 @@
 import os
 from collections import namedtuple
 
-from etcdfast.config.settings import FEATURE_GATES, FRONTENDS_MAX, GIB, REFUSED, RENAMED, RETIRED, SETTINGS, field_of
-from etcdfast.config.values import cluster_map, compaction_retention, feature_gates
+from etcdfast.config.kinds import FEATURE_GATES, REFUSED, RENAMED, RETIRED
+from etcdfast.config.settings import FRONTENDS_MAX, GIB, SETTINGS, field_of
+from etcdfast.config.values import cluster_map, compaction_retention, feature_gates, log_rotation
 
 _FIELDS = [field_of(setting) for setting in SETTINGS if setting.status not in (RETIRED, REFUSED, RENAMED)]
 
@@ -69,15 +70,21 @@ class Config(namedtuple("Config", _FIELDS)):
     @property
     def initial_corrupt_check(self):
         """Whether a member compares its data with the others' before it serves."""
-        return self._gate("InitialCorruptCheck", self.experimental_initial_corrupt_check)
+        return self._gate("InitialCorruptCheck")
 
     @property
     def compact_hash_check(self):
         """Whether the leader compares members after each compaction."""
-        return self._gate("CompactHashCheck", self.experimental_compact_hash_check_enabled)
+        return self._gate("CompactHashCheck")
 
-    def _gate(self, name, otherwise):
-        return feature_gates(self.feature_gates, FEATURE_GATES).get(name, otherwise)
+    def _gate(self, name):
+        gates = feature_gates(self.feature_gates, FEATURE_GATES)
+        return gates.get(name, gates.get("AllAlpha", FEATURE_GATES[name]))  # both of ours are alpha in etcd
+
+    @property
+    def log_rotation(self):
+        """`values.LogRotation`, None when log files are not rotated."""
+        return log_rotation(self.log_rotation_config_json) if self.enable_log_rotation else None
 
     @property
     def initial_members(self):

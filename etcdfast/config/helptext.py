@@ -4,13 +4,18 @@ import platform
 import sys
 
 from etcdfast import version
-from etcdfast.config.settings import BOOL, DURATION, NO_EFFECT, SERVED, SETTINGS
+from etcdfast.config.kinds import BOOL, DURATION, GROUPS, HIDDEN, RENAMED, RETIRED
+from etcdfast.config.older import GATE_OF, RENAMED_TO
+from etcdfast.config.settings import SETTINGS
 from etcdfast.config.values import format_duration
 
 USAGE = """Usage:
 
   etcdfast [flags]
     Start an etcdfast server. Every flag may also be given as a variable: --some-flag is ETCD_SOME_FLAG.
+
+  etcdfast --config-file FILE
+    Start with the settings of a YAML or JSON file. Other flags and variables are then ignored.
 
   etcdfast --version
     Show the version.
@@ -36,14 +41,17 @@ def shown_default(setting):
 
 def flags_text():
     lines = []
-    group = None
-    for setting in SETTINGS:
-        if setting.status not in (SERVED, NO_EFFECT):
-            continue
-        if setting.group != group:
-            group = setting.group
-            lines += ["", f"{group}:"]
-        lines += [f"  --{setting.name} '{shown_default(setting)}'", f"    {setting.help}"]
+    shown = [setting for setting in SETTINGS if setting.status not in (HIDDEN, RENAMED, RETIRED)]
+    for group in GROUPS:
+        lines += ["", f"{group}:"]
+        for setting in shown:
+            if setting.group == group:
+                lines += [f"  --{setting.name} '{shown_default(setting)}'", f"    {setting.help}"]
+    lines += ["", "Older names, accepted as well:"]
+    for older, newer in RENAMED_TO.items():
+        lines += [f"  --{older}", f"    Now --{newer}."]
+    for older, gate in GATE_OF.items():
+        lines += [f"  --{older}", f"    Now --feature-gates={gate}=true."]
     return "\n".join(lines) + "\n"
 
 

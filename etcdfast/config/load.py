@@ -1,117 +1,86 @@
-"""Command line and environment -> Config.
+"""Where settings come from -> Config.
 
-Layers, strongest first: flag, `ETCD_*` variable, default. (A configuration file stands alone in etcd: when
-it comes, it replaces both layers; it belongs into `load`, beside `_read_flags` and `_read_variables`.)
-A setting given both as a flag and as a variable is an error, as in etcd.
+A configuration file stands alone, as in etcd: flags and variables beside it are not looked at. Without one the
+layers are, strongest first: flag, `ETCD_*` variable, default; and a setting given both as a flag and as a variable
+is an error.
 """
 
-from etcdfast.config.checks import ConfigError, check_config, check_values
+from etcdfast.config.checks import ConfigError, check_config, check_values, is_tls
 from etcdfast.config.config import Config
-from etcdfast.config.settings import (
-    BY_NAME,
-    NO_EFFECT,
-    RAFT_TIMEOUT_SECONDS_MIN,
-    RENAMED,
-    RENAMED_TO,
-    RETIRED,
-    SETTINGS,
-    field_of,
-    variable_of,
-)
-from etcdfast.config.values import format_duration, quote
+from etcdfast.config.flags import Answered, UsageError, read_flags, read_variables
+from etcdfast.config.kinds import FEATURE_GATES, NO_EFFECT, RENAMED, RETIRED
+from etcdfast.config.older import GATE_OF, RENAMED_TO
+from etcdfast.config.settings import BY_NAME, MIB, RAFT_TIMEOUT_SECONDS_MIN, SETTINGS, field_of, variable_of
+from etcdfast.config.values import feature_gates, format_duration
+
+__all__ = ["Answered", "ConfigError", "UsageError", "load"]
+
+# From here on etcd warns.
+REQUEST_BYTES_RECOMMENDED = 10 * MIB
+BCRYPT_COSTS = (4, 31)
 
 
-class UsageError(Exception):
-    """A flag that cannot be read. The program prints the text and the usage to stderr and exits with 2."""
-
-
-class Answered(Exception):
-    """--help or --version: nothing to start. The text belongs on stdout, the exit status is 0."""
-
-
-def _parse(setting, text):
-    """The value of `text`; ValueError says why it is none."""
-    if text == "" and setting.kind.keeps_default_on_empty:
-        return setting.default
-    return setting.kind.parse(text)
-
-
-def _read_flags(arguments):
-    """{setting name: raw text} as Go's flag package reads them: -x and --x, `=` or the next word."""
-    given = {}
-    words = list(arguments)
-    wants_version = False
-    while words:
-        word = words.pop(0)
-        if not word.startswith("-") or word == "-":
-            words.insert(0, word)
-            break
-        if word == "--":
-            break
-        name, equals, text = word[2 if word.startswith("--") else 1 :].partition("=")
-        if not name or name.startswith("-"):
-            raise UsageError(f"bad flag syntax: {word}")
-        if name in ("help", "h"):
-            from etcdfast.config import helptext  # a start that is no question never needs it
-
-            raise Answered(helptext.USAGE + helptext.flags_text())
-        setting = BY_NAME.get(name)
-        is_switch = name == "version" or setting is not None and setting.kind.is_switch
-        if setting is None and name != "version":
-            raise UsageError(f"flag provided but not defined: -{name}")
-        if not equals:
-            if is_switch:
-                text = "true"
-            elif not words:
-                raise UsageError(f"flag needs an argument: -{name}")
-            else:
-                text = words.pop(0)
-        if name == "version":
-            wants_version = True
-            continue
-        try:
-            _parse(setting, text)
-        except ValueError as err:
-            what = "boolean value" if is_switch else "value"
-            joint = "for" if is_switch else "for flag"
-            raise UsageError(f"invalid {what} {quote(text)} {joint} -{name}: {err}") from None
-        given[name] = text
-    if wants_version:
-        from etcdfast.config import helptext
-
-        raise Answered(helptext.version_text())
-    if words:
-        raise ConfigError(f"{quote(words[0])} is not a valid flag")
-    return given
-
-
-def _read_variables(environ, flags, log):
-    given = {}
-    known = {variable_of(setting): setting for setting in SETTINGS}
-    for variable, setting in known.items():
-        text = environ.get(variable, "")
-        if text and setting.name not in flags:
-            try:
-                _parse(setting, text)
-            except ValueError as err:
-                raise ConfigError(f"invalid value {quote(text)} for {variable}: {err}") from None
-            log.info("recognized and used environment variable", variable_name=variable, variable_value=text)
-            given[setting.name] = text
-    for variable in environ:
-        if not variable.startswith("ETCD_"):
-            continue
-        setting = known.get(variable)
-        if setting is None:
-            log.warn("unrecognized environment variable", environment_variable=variable)
-        elif setting.name in flags:
+def _newer_names(given, log):
+    """Give what came under an older name its name of today. Raises ConfigError when both came."""
+    for older in sorted(given.keys() & RENAMED_TO.keys()):
+        newer = RENAMED_TO[older]
+        if newer in given:
+            raise ConfigError(f"cannot set --{older} and --{newer} at the same time, please use --{newer} only")
+        log.warn("flag has a new name", flag_name=older, new_flag_name=newer)
+        given[newer] = given.pop(older)
+    gates = given.get("feature-gates", "")
+    for older in sorted(given.keys() & GATE_OF.keys()):
+        gate, value = GATE_OF[older], str(given.pop(older)).lower()
+        if gate in given.get("feature-gates", ""):
             raise ConfigError(
-                "conflicting environment variable is shadowed by corresponding command-line flag "
-                f"(either unset environment variable or disable flag): {variable}"
+                f"cannot specify both flags: --{older}={value} and --feature-gates={gate} at the same time, "
+                f"please just use --feature-gates={gate}={value}"
             )
-    return given
+        log.warn("flag is a feature gate now", flag_name=older, new_flag_name=f"feature-gates={gate}={value}")
+        gates += f"{',' if gates else ''}{gate}={value}"
+    if gates:
+        given["feature-gates"] = gates
+
+
+def _notice_what_does_nothing(given, log):
+    for name in sorted(given):
+        if BY_NAME[name].status == RETIRED:
+            log.warn("flag is no longer supported - ignoring", flag_name=name)
+        elif BY_NAME[name].status == NO_EFFECT:
+            log.warn("flag has no effect in etcdfast", flag_name=name)
+
+
+def _notice(config, log):
+    """What can be used, but may not be meant."""
+    if config.max_request_bytes > REQUEST_BYTES_RECOMMENDED:
+        log.warn(
+            "exceeded recommended request limit",
+            max_request_bytes=config.max_request_bytes,
+            recommended_request_bytes=REQUEST_BYTES_RECOMMENDED,
+        )
+    for name in feature_gates(config.feature_gates, FEATURE_GATES):
+        if FEATURE_GATES[name] is None and name != "AllAlpha":
+            log.warn("feature gate has no effect in etcdfast", feature_gate=name)
+    for url in (*config.listen_client_urls, *config.listen_client_http_urls):
+        if is_tls(url):
+            continue
+        if config.cert_file or config.key_file:
+            log.warn(
+                "scheme is http or unix while key and cert files are present; ignoring key and cert files", url=url
+            )
+        if config.client_cert_auth:
+            log.warn(
+                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
+                url=url,
+            )
+    for url in config.listen_peer_urls:
+        if not is_tls(url) and (config.peer_cert_file or config.peer_key_file):
+            log.warn("scheme is http while peer key and cert files are present; ignoring them", url=url)
 
 
 def _default_initial_cluster(settled):
+    if settled["discovery_srv"]:
+        return ""
     # etcd leaves the built-in text alone as long as the name is the default one, whatever the peer URLs.
     name = settled["name"]
     if name == BY_NAME["name"].default:
@@ -120,37 +89,50 @@ def _default_initial_cluster(settled):
     return ",".join(pairs)
 
 
+def _given(arguments, environ, log):
+    """{setting name: value} as it was set, and whether by a file."""
+    flags = read_flags(arguments)
+    path = flags.get("config-file") or environ.get(variable_of(BY_NAME["config-file"]), "")
+    if not path:
+        return {**read_variables(environ, flags, log), **flags}, False
+    from etcdfast.config.file import read_file  # the YAML reader costs a start without a file nothing
+
+    given = read_file(path, log)
+    log.info(
+        "loaded server configuration, other configuration command line flags and environment variables will be "
+        "ignored if provided",
+        path=path,
+    )
+    return {**given, "config-file": path}, True
+
+
 def load(arguments, environ, log):
     """Read and check the settings of one member.
 
     `arguments` is argv without the program's name; `log` takes notices (`info`, `warn` with fields).
     Raises Answered (--help, --version), UsageError (exit status 2), ConfigError (exit status 1).
     """
-    flags = _read_flags(arguments)
-    given = {**_read_variables(environ, flags, log), **flags}
-    for name in given:
-        if BY_NAME[name].status == RETIRED:
-            log.warn("flag is no longer supported - ignoring", flag_name=name)
-        elif BY_NAME[name].status == NO_EFFECT:
-            log.warn("flag has no effect in etcdfast", flag_name=name)
-        elif BY_NAME[name].status == RENAMED:
-            log.warn("flag has a new name", flag_name=name, new_flag_name=RENAMED_TO[name])
-    for name in RENAMED_TO:
-        if name in given:
-            given[RENAMED_TO[name]] = given.pop(name)  # as in etcd 3.6, the older name counts
+    given, by_file = _given(arguments, environ, log)
+    _newer_names(given, log)
+    _notice_what_does_nothing(given, log)
     settled = {
-        field_of(setting): _parse(setting, given[setting.name]) if setting.name in given else setting.default
+        field_of(setting): given.get(setting.name, setting.default)
         for setting in SETTINGS
         if setting.status not in (RETIRED, RENAMED)
     }
     check_values(settled)
-    if "listen-client-urls" in given and "advertise-client-urls" not in given:
+    if not by_file and "listen-client-urls" in given and "advertise-client-urls" not in given:
         # Checked here because only here a default and a given value can be told apart.
         raise ConfigError("--advertise-client-urls is required when --listen-client-urls is set explicitly")
     for name in ("raft-read-timeout", "raft-write-timeout"):
         if settled[field_of(BY_NAME[name])] < RAFT_TIMEOUT_SECONDS_MIN:
             settled[field_of(BY_NAME[name])] = RAFT_TIMEOUT_SECONDS_MIN
             log.info(f"{name} increased to minimum value: {format_duration(RAFT_TIMEOUT_SECONDS_MIN)}")
+    if not BCRYPT_COSTS[0] <= settled["bcrypt_cost"] <= BCRYPT_COSTS[1]:
+        log.warn("use default bcrypt cost instead of the invalid given cost", given_cost=settled["bcrypt_cost"])
+        settled["bcrypt_cost"] = BY_NAME["bcrypt-cost"].default
+    if by_file and not settled["self_signed_cert_validity"]:
+        settled["self_signed_cert_validity"] = BY_NAME["self-signed-cert-validity"].default
     if not settled["data_dir"]:
         settled["data_dir"] = f"{settled['name']}.etcd"
         log.warn("'data-dir' was empty; using default", data_dir=settled["data_dir"])
@@ -158,4 +140,5 @@ def load(arguments, environ, log):
         settled["initial_cluster"] = _default_initial_cluster(settled)
     config = Config(**{field: settled[field] for field in Config._fields})
     check_config(config)
+    _notice(config, log)
     return config

@@ -5,10 +5,49 @@ environment variable; `Config` has a field of the same name with underscores. Na
 are etcd's (3.7); the last group is our own.
 """
 
-from collections import namedtuple
-
-from etcdfast.config import values
-from etcdfast.version import CLUSTER_VERSION, MIN_CLUSTER_VERSION
+from etcdfast.config import older
+from etcdfast.config.kinds import (
+    AUTH,
+    BOOL,
+    CLUSTER_STATE,
+    CLUSTERING,
+    DURATION,
+    FEATURES,
+    HIDDEN,
+    INT64,
+    LOGGING,
+    MEMBER,
+    MONITORING,
+    NO_EFFECT,
+    NOWHERE,
+    ORIGINS,
+    OWN,
+    REFUSED,
+    RENAMED,
+    SECURITY,
+    STRING,
+    STRINGS,
+    TRACING,
+    UINT,
+    UINT32,
+    UNSAFE,
+    URLS,
+    WORDS,
+    Setting,
+    at_most,
+    known_cipher_suites,
+    known_cluster_version,
+    known_feature_gates,
+    known_log_format,
+    known_log_level,
+    known_logger,
+    known_state,
+    known_tls_version,
+    not_negative,
+    positive,
+    positive_ms,
+    refuse,
+)
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -19,124 +58,17 @@ FRONTENDS_MAX = 64  # a frontend's number is one byte on the rings, 255 means no
 ELECTION_TIMEOUT_MS_MAX = 50_000
 RAFT_TIMEOUT_SECONDS_MIN = 5.0  # as in etcd: a stream is silent for up to 1.7 s between two heartbeats
 
-# How a kind of value is read. `shown` is what --help prints for a default.
-Kind = namedtuple("Kind", "parse is_switch keeps_default_on_empty")
-STRING = Kind(values.string, False, False)
-UINT = Kind(values.uint, False, False)
-UINT32 = Kind(values.uint32, False, False)
-INT64 = Kind(values.int64, False, False)
-BOOL = Kind(values.boolean, True, False)
-DURATION = Kind(values.duration, False, False)  # seconds in Config
-URLS = Kind(values.urls, False, True)
-STRINGS = Kind(values.strings, False, False)
-CLUSTER_STATE = Kind(values.one_of("new", "existing"), False, False)
-IGNORED = Kind(values.string, True, False)
-
-# What a row that is not simply served does: NO_EFFECT settings are accepted and checked, and have nothing
-# to act on in etcdfast; RETIRED ones are flags that etcd itself takes and ignores; REFUSED ones stop the
-# start with their help text, because running on without them would be wrong.
-# HIDDEN ones are served and not shown; RENAMED ones are older names of another row (RENAMED_TO).
-SERVED, NO_EFFECT, RETIRED, REFUSED, HIDDEN, RENAMED = range(6)
-
-Setting = namedtuple("Setting", "name kind default group help check status", defaults=(None, SERVED))
-
-
-def positive_ms(setting, value):
-    if value <= 0:
-        raise ValueError(f"--{setting.name} must be >0 (set to {value}ms)")
-
-
-def known_log_level(setting, value):
-    if value.lower() not in ("debug", "info", "warn", "error", "dpanic", "panic", "fatal"):
-        raise ValueError(f"unrecognized level: {values.quote(value)}")
-
-
-def known_log_format(setting, value):
-    if value not in ("json", "console"):
-        raise ValueError(f"unknown log format: {value}, supported values json, console")
-
-
-def known_logger(setting, value):
-    if value != "zap":
-        raise ValueError(f"unknown logger option {values.quote(value)}")
-
-
-def at_most(limit):
-    def check(setting, value):
-        if value > limit:
-            raise ValueError(f"--{setting.name} must be at most {limit} (set to {value})")
-
-    return check
-
-
-def not_negative(setting, value):
-    if value < 0:
-        raise ValueError(f"--{setting.name} must not be negative")
-
-
-def positive(setting, value):
-    if value <= 0:
-        raise ValueError(f"--{setting.name} must be >0")
-
-
-def refuse(setting, value):
-    if value:
-        raise ValueError(setting.help)
-
-
-def known_feature_gates(setting, value):
-    values.feature_gates(value, FEATURE_GATES)
-
-
-def known_cluster_version(setting, value):
-    if not value:
-        return
-    found = values.version(value)
-    if found is None or not values.version(MIN_CLUSTER_VERSION) <= found <= values.version(CLUSTER_VERSION):
-        raise ValueError(
-            f"--{setting.name} must be a version from {MIN_CLUSTER_VERSION} to {CLUSTER_VERSION} "
-            f"(set to {values.quote(value)})"
-        )
-
-
-# Gates of etcd's newest release. True or False: what it is here unless set; None: nothing to switch in etcdfast.
-# The corruption check at start is on, unlike in etcd.
-FEATURE_GATES = {
-    "StopGRPCServiceOnDefrag": None,
-    "InitialCorruptCheck": True,
-    "CompactHashCheck": False,
-    "TxnModeWriteWithSharedBuffer": None,
-    "LeaseCheckpoint": None,
-    "LeaseCheckpointPersist": None,
-    "SetMemberLocalAddr": None,
-    "FastLeaseKeepAlive": None,
-    "PriorityRequest": None,
-}
-
-MEMBER, CLUSTERING, COMPACTION, LOGGING, BACKEND = "Member", "Clustering", "Auto-compaction", "Logging", "Backend"
-CORRUPTION, UNSAFE, OWN = "Corruption checks", "Unsafe feature", "etcdfast"
-SECURITY, AUTH, HTTP, TRACING = "Security", "Auth", "Gateway, health and metrics", "Tracing"
-
-# Names of etcd 3.5, which calls them experimental.
-RENAMED_TO = {
-    f"experimental-{name}": name
-    for name in (
-        "compact-hash-check-time",
-        "compaction-batch-limit",
-        "compaction-sleep-interval",
-        "corrupt-check-time",
-        "downgrade-check-time",
-        "max-learners",
-        "memory-mlock",
-        "peer-skip-client-san-verification",
-        "snapshot-catchup-entries",
-        "warning-apply-duration",
-        "warning-unary-request-duration",
-        "watch-progress-notify-interval",
-    )
-}
+_DISCOVERY = "v3 discovery (discovery-token, -endpoints) is not supported: use --initial-cluster or --discovery-srv"
+_TRACING = "No effect: no traces are exported."
 
 _ROWS = (
+    Setting(
+        "config-file",
+        STRING,
+        "",
+        MEMBER,
+        "Configuration file (YAML or JSON). It stands alone: other flags and variables are then ignored.",
+    ),
     Setting("name", STRING, "default", MEMBER, "Human-readable name of this member."),
     Setting("data-dir", STRING, "", MEMBER, "Directory of this member's data; '${name}.etcd' when not given."),
     Setting("wal-dir", STRING, "", MEMBER, "Directory of the write-ahead log, if it is to live apart from the data."),
@@ -237,6 +169,7 @@ _ROWS = (
         "new",
         CLUSTERING,
         "'new' for the first start of a cluster, 'existing' to join one; ignored once the member has data.",
+        known_state,
     ),
     Setting("initial-cluster-token", STRING, "etcd-cluster", CLUSTERING, "Sets clusters of equal URLs apart."),
     Setting(
@@ -276,21 +209,21 @@ _ROWS = (
         "auto-compaction-mode",
         STRING,
         "periodic",
-        COMPACTION,
+        CLUSTERING,
         "'periodic' keeps a time (hours without a unit, as in '5m'), 'revision' a number of revisions.",
     ),
     Setting(
         "auto-compaction-retention",
         STRING,
         "0",
-        COMPACTION,
+        CLUSTERING,
         "What auto-compaction keeps: 0 is off.",
     ),
     Setting(
         "corrupt-check-time",
         DURATION,
         3600.0,
-        CORRUPTION,
+        FEATURES,
         "Time between two comparisons of all members' data by the leader; 0s is off.",
         not_negative,
     ),
@@ -298,7 +231,7 @@ _ROWS = (
         "compact-hash-check-time",
         DURATION,
         60.0,
-        CORRUPTION,
+        FEATURES,
         "Time between two looks for a compaction to compare members at (feature gate CompactHashCheck).",
         positive,
     ),
@@ -306,14 +239,11 @@ _ROWS = (
         "feature-gates",
         STRING,
         "",
-        CORRUPTION,
+        MEMBER,
         "'Name=true|false' pairs: InitialCorruptCheck (default true), CompactHashCheck (default false); "
         "etcd's others have no effect.",
         known_feature_gates,
     ),
-    # Names of 3.5 for two of the gates.
-    Setting("experimental-initial-corrupt-check", BOOL, True, CORRUPTION, "", None, HIDDEN),
-    Setting("experimental-compact-hash-check-enabled", BOOL, False, CORRUPTION, "", None, HIDDEN),
     Setting("logger", STRING, "zap", LOGGING, "Only 'zap': structured lines.", known_logger),
     Setting(
         "log-outputs",
@@ -340,12 +270,12 @@ _ROWS = (
         "Time of one whole request after which a warning is logged.",
         not_negative,
     ),
-    Setting("compaction-batch-limit", INT64, 1000, BACKEND, "Most revisions removed in one step of a compaction."),
+    Setting("compaction-batch-limit", INT64, 1000, MEMBER, "Most revisions removed in one step of a compaction."),
     Setting(
         "compaction-sleep-interval",
         DURATION,
         0.01,
-        BACKEND,
+        MEMBER,
         "Rest between two steps of a compaction.",
         not_negative,
     ),
@@ -353,13 +283,13 @@ _ROWS = (
         "backend-bbolt-freelist-type",
         STRING,
         "map",
-        BACKEND,
+        MEMBER,
         "No effect: the store is not bbolt.",
         None,
         NO_EFFECT,
     ),
-    Setting("backend-batch-interval", DURATION, 0.0, BACKEND, "No effect: the store is not bbolt.", None, NO_EFFECT),
-    Setting("backend-batch-limit", INT64, 0, BACKEND, "No effect: the store is not bbolt.", None, NO_EFFECT),
+    Setting("backend-batch-interval", DURATION, 0.0, MEMBER, "No effect: the store is not bbolt.", None, NO_EFFECT),
+    Setting("backend-batch-limit", INT64, 0, MEMBER, "No effect: the store is not bbolt.", None, NO_EFFECT),
     Setting("cert-file", STRING, "", SECURITY, "Certificate that clients are shown (PEM, with its chain)."),
     Setting("key-file", STRING, "", SECURITY, "Key of --cert-file."),
     Setting("client-cert-file", STRING, "", SECURITY, "Certificate for calls to client ports."),
@@ -400,12 +330,33 @@ _ROWS = (
         SECURITY,
         "Do not compare the address of a member that connects with the names in its certificate.",
     ),
-    Setting("cipher-suites", STRINGS, (), SECURITY, "TLS 1.2 cipher suites by Go's names, separated by commas."),
-    Setting("tls-min-version", STRING, "TLS1.2", SECURITY, "Oldest TLS version to speak: TLS1.2 or TLS1.3."),
-    Setting("tls-max-version", STRING, "", SECURITY, "Newest TLS version to speak; none given is the newest there is."),
+    Setting(
+        "cipher-suites",
+        STRINGS,
+        (),
+        SECURITY,
+        "TLS 1.2 cipher suites by Go's names, separated by commas.",
+        known_cipher_suites,
+    ),
+    Setting(
+        "tls-min-version",
+        STRING,
+        "TLS1.2",
+        SECURITY,
+        "Oldest TLS version to speak: TLS1.2 or TLS1.3.",
+        known_tls_version,
+    ),
+    Setting(
+        "tls-max-version",
+        STRING,
+        "",
+        SECURITY,
+        "Newest TLS version to speak; none given is the newest there is.",
+        known_tls_version,
+    ),
     Setting("self-signed-cert-validity", UINT, 1, SECURITY, "Years that certificates of --auto-tls are valid."),
-    Setting("cors", STRINGS, ("*",), SECURITY, "Origins that browsers may call from, or * for all."),
-    Setting("host-whitelist", STRINGS, ("*",), SECURITY, "Host names that plain HTTP requests may name, or * for all."),
+    Setting("cors", ORIGINS, ("*",), SECURITY, "Origins that browsers may call from, or * for all."),
+    Setting("host-whitelist", WORDS, ("*",), SECURITY, "Host names that plain HTTP requests may name, or * for all."),
     Setting(
         "auth-token",
         STRING,
@@ -415,17 +366,17 @@ _ROWS = (
     ),
     Setting("bcrypt-cost", UINT, 10, AUTH, "Cost of hashing a password, 4 to 31."),
     Setting("auth-token-ttl", UINT, 300, AUTH, "Seconds that a simple token lives on without use."),
-    Setting("enable-grpc-gateway", BOOL, True, HTTP, "Serve the JSON API below /v3/ on the client URLs."),
+    Setting("enable-grpc-gateway", BOOL, True, MEMBER, "Serve the JSON API below /v3/ on the client URLs."),
     Setting(
         "listen-client-http-urls",
         URLS,
         (),
-        HTTP,
+        MEMBER,
         "URLs for HTTP alone; --listen-client-urls then serve gRPC alone.",
     ),
-    Setting("listen-metrics-urls", URLS, (), HTTP, "Further URLs for /metrics and the health paths."),
-    Setting("metrics", STRING, "basic", HTTP, "'basic', or 'extensive' to have histograms of call times too."),
-    Setting("enable-pprof", BOOL, False, HTTP, "Serve /debug/profile, a sampling profile of the member's processes."),
+    Setting("listen-metrics-urls", URLS, (), MONITORING, "Further URLs for /metrics and the health paths."),
+    Setting("metrics", STRING, "basic", MONITORING, "'basic', or 'extensive' to have histograms of call times too."),
+    Setting("enable-pprof", BOOL, False, MONITORING, "Serve /debug/profile, a sampling profile of the processes."),
     Setting("socket-reuse-port", BOOL, False, MEMBER, "Set SO_REUSEPORT on listening sockets."),
     Setting("socket-reuse-address", BOOL, False, MEMBER, "Set SO_REUSEADDR on listening sockets (always set here)."),
     Setting("memory-mlock", BOOL, False, MEMBER, "Keep the member's memory out of swap."),
@@ -436,6 +387,49 @@ _ROWS = (
         '{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}',
         LOGGING,
         "When to rotate: maxsize in MiB, maxage in days, maxbackups in files.",
+    ),
+    Setting("discovery-srv", STRING, "", CLUSTERING, "Domain whose SRV records name the first members."),
+    Setting("discovery-srv-name", STRING, "", CLUSTERING, "Suffix of the service that --discovery-srv looks up."),
+    Setting("discovery-token", STRING, "", CLUSTERING, _DISCOVERY, refuse, REFUSED),
+    Setting("discovery-endpoints", WORDS, (), CLUSTERING, _DISCOVERY, refuse, REFUSED),
+    *(
+        Setting(f"discovery-{name}", kind, default, CLUSTERING, "No effect without v3 discovery.", None, NO_EFFECT)
+        for name, kind, default in (
+            ("dial-timeout", DURATION, 2.0),
+            ("request-timeout", DURATION, 5.0),
+            ("keepalive-time", DURATION, 2.0),
+            ("keepalive-timeout", DURATION, 6.0),
+            ("insecure-transport", BOOL, True),
+            ("insecure-skip-tls-verify", BOOL, False),
+            ("cert", STRING, ""),
+            ("key", STRING, ""),
+            ("cacert", STRING, ""),
+            ("user", STRING, ""),
+            ("password", STRING, ""),
+        )
+    ),
+    Setting("enable-distributed-tracing", BOOL, False, TRACING, _TRACING, None, NO_EFFECT),
+    Setting("distributed-tracing-address", STRING, "localhost:4317", TRACING, _TRACING, None, NO_EFFECT),
+    Setting("distributed-tracing-service-name", STRING, "etcd", TRACING, _TRACING, None, NO_EFFECT),
+    Setting("distributed-tracing-instance-id", STRING, "", TRACING, _TRACING, None, NO_EFFECT),
+    Setting("distributed-tracing-sampling-rate", INT64, 0, TRACING, _TRACING, None, NO_EFFECT),
+    Setting(
+        "bootstrap-defrag-threshold-megabytes",
+        UINT,
+        0,
+        FEATURES,
+        "No effect: the store needs no defragmentation at the start.",
+        None,
+        NO_EFFECT,
+    ),
+    Setting(
+        "client-cert-allowed-cn",
+        STRINGS,
+        (),
+        NOWHERE,
+        "allowed-cn of client-transport-security is not supported: use allowed-hostname",
+        refuse,
+        REFUSED,
     ),
     Setting(
         "force-new-cluster",
@@ -450,15 +444,6 @@ _ROWS = (
         False,
         UNSAFE,
         "--unsafe-no-fsync is not supported: etcdfast answers a write only after it is on disk",
-        refuse,
-        REFUSED,
-    ),
-    Setting(
-        "config-file",
-        STRING,
-        "",
-        "Configuration file",
-        "--config-file (ETCD_CONFIG_FILE) is not supported yet: use flags or ETCD_* variables",
         refuse,
         REFUSED,
     ),
@@ -479,30 +464,17 @@ _ROWS = (
         positive,
         HIDDEN,
     ),
-    *(
-        Setting(name, IGNORED, "", "Retired", "", None, RETIRED)
-        for name in (
-            "cluster-active-size",
-            "cluster-remove-delay",
-            "cluster-sync-interval",
-            "config",
-            "force",
-            "max-result-buffer",
-            "max-retry-attempts",
-            "peer-heartbeat-interval",
-            "peer-election-timeout",
-            "retry-interval",
-            "snapshot",
-            "v",
-            "vv",
-        )
-    ),
 )
 
 _BY_NAME = {setting.name: setting for setting in _ROWS}
-SETTINGS = _ROWS + tuple(
-    _BY_NAME[newer]._replace(name=older, group="Renamed", help="", check=None, status=RENAMED)
-    for older, newer in RENAMED_TO.items()
+SETTINGS = (
+    *_ROWS,
+    *older.ROWS,
+    *(
+        _BY_NAME[newer]._replace(name=name, group="Renamed", help="", check=None, status=RENAMED)
+        for name, newer in older.RENAMED_TO.items()
+    ),
+    *(Setting(name, BOOL, None, "Renamed", "", None, RENAMED) for name in older.GATE_OF),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -5,7 +5,9 @@ users and scripts meet these words. Every parser raises ValueError with the reas
 which setting and which value.
 """
 
+import json
 import socket
+from collections import namedtuple
 
 UINT64_MAX = (1 << 64) - 1
 
@@ -220,6 +222,11 @@ def strings(text):
     return tuple(sorted(set(text.split(",")))) if text else ()
 
 
+def origins(text):
+    """ "*", or URLs as for `urls`: what etcd takes for --cors."""
+    return ("*",) if text == "*" else urls(text)
+
+
 def one_of(*allowed):
     def parse(text):
         if text not in allowed:
@@ -262,3 +269,39 @@ def version(text):
     if len(numbers) != 3 or not all(number.isdecimal() and number.isascii() for number in numbers):
         return None
     return tuple(int(number) for number in numbers)
+
+
+LogRotation = namedtuple("LogRotation", "maxsize maxage maxbackups localtime compress")
+_ROTATION_DEFAULTS = LogRotation(maxsize=100, maxage=0, maxbackups=0, localtime=False, compress=False)
+
+
+def log_rotation(text):
+    """--log-rotation-config-json: MiB, days, files (0 is no limit, but the default for maxsize). Raises ValueError."""
+    try:
+        plain = json.loads(text)
+    except ValueError as err:
+        raise ValueError(f"improperly formatted log rotation config: {err}") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"invalid log rotation config: cannot unmarshal {go_type(plain)}")
+    found = {}
+    for name, value in plain.items():
+        name = name.lower()
+        if name not in LogRotation._fields or value is None:
+            continue  # as in etcd; one of them, filename, would have no meaning
+        wanted = bool if name in ("localtime", "compress") else int
+        if type(value) is not wanted:
+            raise ValueError(
+                f"invalid log rotation config: cannot unmarshal {go_type(value)} into {name} of type {wanted.__name__}"
+            )
+        found[name] = value
+    rotation = _ROTATION_DEFAULTS._replace(**found)
+    return rotation._replace(maxsize=rotation.maxsize or _ROTATION_DEFAULTS.maxsize)
+
+
+def go_type(value):
+    """What a decoded value is called in etcd's messages."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, (int, float)):
+        return f"number {value}"
+    return {str: "string", list: "array", dict: "object"}.get(type(value), "null")

@@ -12,23 +12,24 @@ from hypothesis import strategies as st
 from etcdfast.config import Config, values
 from etcdfast.config.checks import ConfigError, check_bootstrap
 from etcdfast.config.helptext import flags_text, shown_default
-from etcdfast.config.load import Answered, UsageError, load
-from etcdfast.config.settings import (
+from etcdfast.config.kinds import (
     BOOL,
-    BY_NAME,
+    DURATION,
+    INT64,
     NO_EFFECT,
+    ORIGINS,
     REFUSED,
-    RENAMED_TO,
     RETIRED,
     SERVED,
-    SETTINGS,
     STRING,
     STRINGS,
     UINT,
     URLS,
-    field_of,
-    variable_of,
+    WORDS,
 )
+from etcdfast.config.load import Answered, UsageError, load
+from etcdfast.config.older import GATE_OF, RENAMED_TO
+from etcdfast.config.settings import BY_NAME, SETTINGS, field_of, variable_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +53,10 @@ def read(*arguments, **environ):
 BY_KIND = {
     STRING: ("x", "x"),
     STRINGS: ("b,a,b", ("a", "b")),
+    WORDS: ("b,a,b", ("a", "b")),
+    ORIGINS: ("http://h:1", ("http://h:1",)),
+    DURATION: ("3m", 180.0),
+    INT64: ("-3", -3),
     UINT: ("7", 7),
     URLS: ("http://127.0.0.1:1", ("http://127.0.0.1:1",)),
 }
@@ -110,19 +115,37 @@ EXAMPLES = {
     "tls-max-version": ("TLS1.2", "TLS1.2"),
     "auth-token": ("jwt,pub-key=p,sign-method=RS256", "jwt,pub-key=p,sign-method=RS256"),
     "metrics": ("extensive", "extensive"),
+    "cipher-suites": ("TLS_RSA_WITH_AES_128_CBC_SHA", ("TLS_RSA_WITH_AES_128_CBC_SHA",)),
+    "discovery-fallback": ("proxy", "proxy"),
+    "v2-deprecation": ("not-yet", "not-yet"),
     "log-rotation-config-json": ('{"maxsize":1}', '{"maxsize":1}'),
 }
-SERVED_NAMES = [setting.name for setting in SETTINGS if setting.status in (SERVED, NO_EFFECT)]
+SERVED_NAMES = [
+    setting.name for setting in SETTINGS if setting.status in (SERVED, NO_EFFECT) and setting.name != "config-file"
+]
 for _setting in SETTINGS:
     if _setting.name in SERVED_NAMES and _setting.name not in EXAMPLES:
         _turned = not _setting.default
         EXAMPLES[_setting.name] = (str(_turned).lower(), _turned) if _setting.kind is BOOL else BY_KIND[_setting.kind]
-REFUSED_EXAMPLES = {"unsafe-no-fsync": "true", "config-file": "/etc/etcd.yaml"}
+REFUSED_EXAMPLES = {
+    "unsafe-no-fsync": "true",
+    "enable-v2": "true",
+    "experimental-enable-v2v3": "/v2",
+    "proxy": "on",
+    "discovery": "http://h/x",
+    "discovery-proxy": "http://h",
+    "discovery-token": "x",
+    "discovery-endpoints": "http://h:1",
+    "client-cert-allowed-cn": "x",
+}
 
 
 def partners(name):
     """A setting that another one must come with."""
-    return ["--advertise-client-urls=http://h:1"] if name == "listen-client-urls" else []
+    return {
+        "listen-client-urls": ["--advertise-client-urls=http://h:1"],
+        "enable-log-rotation": ["--log-outputs=/tmp/x"],
+    }.get(name, [])
 
 
 def test_every_example_has_a_row():
@@ -160,12 +183,12 @@ def test_what_would_be_wrong_to_ignore_is_refused(name):
         ([f"--{name}={REFUSED_EXAMPLES[name]}"], {}),
         ([], {variable_of(BY_NAME[name]): REFUSED_EXAMPLES[name]}),
     ):
-        with pytest.raises(ConfigError, match=f"--{name} .*not supported"):
+        with pytest.raises(ConfigError, match="not supported|is gone, from etcd too"):
             read(*arguments, **environ)
 
 
-def test_fsync_off_can_be_said_to_be_off():
-    assert read("--unsafe-no-fsync=false")
+def test_what_is_refused_can_be_said_to_be_off():
+    assert read("--unsafe-no-fsync=false", "--proxy=off", "--enable-v2=false", "--discovery=")
 
 
 @pytest.mark.parametrize("name", [setting.name for setting in SETTINGS if setting.status == RETIRED])
@@ -268,6 +291,74 @@ def test_flags_that_cannot_be_read(arguments, text):
             '--advertise-client-urls "http://:1" must be in the format "host:port", "unix:/path/to/socket" '
             'or "unixs:/path/to/socket" (unexpected empty host (http://:1))',
         ),
+        (
+            "--listen-client-urls=https://127.0.0.1:0 --advertise-client-urls=https://h:1",
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:0 "
+            "with HTTPS scheme",
+        ),
+        (
+            "--listen-metrics-urls=https://127.0.0.1:0",
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:0 "
+            "with HTTPS scheme",
+        ),
+        (
+            "--listen-metrics-urls=https://127.0.0.1:0 --cert-file=x",
+            "KeyFile and CertFile must both be present[key: , cert: x]",
+        ),
+        (
+            "--listen-peer-urls=https://127.0.0.1:0",
+            "cannot listen on TLS for 127.0.0.1:0: KeyFile and CertFile are not presented "
+            "(--peer-cert-file, --peer-key-file)",
+        ),
+        ("--auto-tls --self-signed-cert-validity=0", "selfSignedCertValidity is invalid,it should be greater than 0"),
+        ("--tls-min-version=TLS1.1", 'unexpected TLS version "TLS1.1" (must be one of: TLS1.2, TLS1.3)'),
+        (
+            "--tls-min-version=TLS1.3 --tls-max-version=TLS1.2",
+            "min version (TLS1.3) is greater than max version (TLS1.2)",
+        ),
+        (
+            "--tls-min-version=TLS1.3 --cipher-suites=TLS_RSA_WITH_AES_128_CBC_SHA",
+            "cipher suites cannot be configured when only TLS1.3 is enabled",
+        ),
+        ("--cipher-suites=foo", 'unexpected TLS cipher suite "foo"'),
+        ("--listen-metrics-urls=http://h:1", "expected IP in URL for binding (http://h:1)"),
+        (
+            "--listen-client-http-urls=http://localhost:2379",
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url http://localhost:2379",
+        ),
+        (
+            "--discovery-srv=h --initial-cluster=default=http://localhost:2380",
+            'multiple discovery or bootstrap flags are set. Choose one of "initial-cluster", "discovery-endpoints" '
+            'or "discovery-srv"',
+        ),
+        ("--log-outputs=default,stderr", 'multi logoutput for "default" is not supported yet'),
+        (
+            "--log-outputs=systemd/journal,stderr",
+            "running with systemd/journal but other '--log-outputs' values "
+            '(["stderr" "systemd/journal"]) are configured',
+        ),
+        (
+            "--enable-log-rotation",
+            "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+        ),
+        (
+            "--enable-log-rotation --log-outputs=/tmp/a,/tmp/b",
+            "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+        ),
+        (
+            "--enable-log-rotation --log-outputs=/tmp/a --log-rotation-config-json={x",
+            "improperly formatted log rotation config: Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1)",
+        ),
+        (
+            '--enable-log-rotation --log-outputs=/tmp/a --log-rotation-config-json={"maxsize":"x"}',
+            "invalid log rotation config: cannot unmarshal string into maxsize of type int",
+        ),
+        (
+            "--feature-gates=LeaseCheckpointPersist=1",
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
+        ),
+        ("gateway start", "etcdfast has no gateway: run etcd's, it works with etcdfast members"),
         ("--heartbeat-interval=0", "--heartbeat-interval must be >0 (set to 0ms)"),
         ("--election-timeout=0", "--election-timeout must be >0 (set to 0ms)"),
         (
@@ -298,7 +389,7 @@ def test_flags_that_cannot_be_read(arguments, text):
         ),
         ("--auto-compaction-retention=-5m", "error parsing CompactionRetention: value out of range"),
         ("--auto-compaction-retention=3000000", "error parsing CompactionRetention: value out of range"),
-        ("--lease-checkpoint-interval=0", "--lease-checkpoint-interval must be >0"),
+        ("--lease-checkpoint-interval=0", "--lease-checkpoint-interval must be >0 (set to 0s)"),
         ("--frontends=65", "--frontends must be at most 64 (set to 65)"),
         ("--grpc-keepalive-timeout=-1s", "--grpc-keepalive-timeout must not be negative"),
     ],
@@ -367,7 +458,9 @@ def test_timeouts_of_peers_have_a_minimum():
         (("--feature-gates=InitialCorruptCheck=false, CompactHashCheck=1,PriorityRequest=true",), False, True),
         (("--experimental-initial-corrupt-check=false",), False, False),
         (("--experimental-compact-hash-check-enabled",), True, True),
-        (("--experimental-initial-corrupt-check=false", "--feature-gates=InitialCorruptCheck=true"), True, False),
+        (("--experimental-initial-corrupt-check=false", "--feature-gates=CompactHashCheck=true"), False, True),
+        (("--feature-gates=AllAlpha=false",), False, False),
+        (("--feature-gates=AllAlpha=true,InitialCorruptCheck=false",), False, True),
     ],
 )
 def test_corruption_checks_are_gated(flags, at_start, at_compaction):
@@ -392,6 +485,15 @@ def test_every_older_name_is_read_as_its_row():
     for older, newer in RENAMED_TO.items():
         text, value = EXAMPLES[newer]
         assert getattr(read(f"--{older}={text}"), field_of(BY_NAME[newer])) == value
+        with pytest.raises(ConfigError, match=f"^cannot set --{older} and --{newer} at the same time, please use "):
+            read(f"--{older}={text}", f"--{newer}={text}")
+    for older, gate in GATE_OF.items():
+        if gate != "LeaseCheckpointPersist":
+            assert read(f"--{older}", "--feature-gates=PriorityRequest=true").feature_gates == (
+                f"PriorityRequest=true,{gate}=true"
+            )
+        with pytest.raises(ConfigError, match=f"^cannot specify both flags: --{older}=false and --feature-gates="):
+            read(f"--{older}=false", f"--feature-gates={gate}=true")
 
 
 def test_variables():
@@ -406,8 +508,7 @@ def test_variables():
 
 
 def test_an_empty_list_is_empty():
-    assert read("--peer-cert-allowed-cn=", "--cors=").peer_cert_allowed_cn == ()
-    assert read("--cors=").cors == ()
+    assert read("--peer-cert-allowed-cn=").peer_cert_allowed_cn == ()
 
 
 def test_the_last_of_equal_flags_counts():
@@ -437,7 +538,7 @@ def test_what_auto_compaction_keeps(mode, text, amount):
 def test_the_older_name_of_a_setting():
     notices = Notices()
     name = "experimental-watch-progress-notify-interval"
-    config = load([f"--{name}=5s", "--watch-progress-notify-interval=7s"], {}, notices)
+    config = load([f"--{name}=5s"], {}, notices)
     assert config.watch_progress_notify_interval == config.watch_progress_seconds == 5
     assert ("warn", "flag has a new name", {"flag_name": name, "new_flag_name": name[13:]}) in notices.lines
     assert read(ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL="1ms").watch_progress_seconds == 0.1
@@ -461,7 +562,8 @@ def test_help_shows_every_served_row():
     text = flags_text()
     for setting in SETTINGS:
         shown = f"  --{setting.name} '{shown_default(setting)}'\n"
-        assert (shown in text) == (setting.status in (SERVED, NO_EFFECT))
+        assert (shown in text) == (setting.status in (SERVED, NO_EFFECT, REFUSED) and bool(setting.group))
+    assert all(f"  --{older}\n" in text for older in (*RENAMED_TO, *GATE_OF))
     for question in ("--help", "-h", "-help"):
         with pytest.raises(Answered) as caught:
             read("--name=x", question)
