@@ -96,9 +96,7 @@ def test_json_is_yaml(read):
     assert read('{"name": "j", "max-txn-ops": 5, "log-outputs": ["stdout"]}').max_txn_ops == 5
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# nothing\n", "---\n", "name:\ninitial-cluster: null\nclient-transport-security:\n"]
-)
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "name:\ninitial-cluster: null\nsocket-options:\n"])
 def test_nothing_said_is_the_default(read, text):
     config = read(text)
     assert (config.name, config.initial_cluster) == ("default", "default=http://localhost:2380")
@@ -120,7 +118,7 @@ def test_unknown_keys_are_ignored_with_a_warning(read):
     config = read(text, notices=notices)
     assert config.cert_file == ""
     told = [fields["key"] for _, message, fields in notices.lines if "unknown key" in message]
-    assert told == ["nonsense", "cert-file", "client-transport-security.more", "config-file"]
+    assert told == ["nonsense", "cert-file", "client-transport-security.more", "config-file", "v"]
 
 
 def test_the_older_forms(read):
