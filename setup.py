@@ -26,6 +26,8 @@ EXTENSIONS = {
     "crc32c": [],  # CRC-32C, SSE4.2 with a portable fall-back
     "wire": [],  # protobuf scanning and writing without objects
     "ring": [],  # SPSC shared-memory byte ring, doorbells, status page
+    "tokenpage": [],  # auth tokens in shared memory
+    "authtable": [],  # users' merged permissions
     "boltread": [],  # bbolt files: pages checked and read
     "boltwrite": [],  # bbolt files in one pass
     "walrec": [],  # WAL frames: encode, scan, verify

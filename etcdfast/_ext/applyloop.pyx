@@ -29,7 +29,7 @@ from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, s
 from etcdfast._ext.ring cimport (
     IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_ENTRY, IPC_FORWARDED, IPC_HALF, IPC_HARD, IPC_MEMBER, IPC_MEMBERS,
     IPC_NOBODY, IPC_PEER, IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_SELF, IPC_SNAPSHOT, IPC_SNAPSHOT_DONE,
-    Ring, ST_ALARMS, ST_APPLIED_INDEX,
+    Ring, ST_ALARMS, ST_APPLIED_INDEX, ST_AUTH_ENABLED, ST_AUTH_REVISION,
     ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
     ST_TERM, StatusPage, ipc_record, record_payload, record_payload_len, ring_advance, ring_awake,
     ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get, status_put,
@@ -762,5 +762,7 @@ cdef class ApplyLoop:
         status_put(page, ST_COMPACTED, <uint64_t>self.mvcc.compacted)
         status_put(page, ST_DB_IN_USE_BYTES, <uint64_t>self.mvcc.in_use_bytes)
         status_put(page, ST_ALARMS, <uint64_t>self.ops.alarms)
+        status_put(page, ST_AUTH_REVISION, self.ops.auth.revision)
+        status_put(page, ST_AUTH_ENABLED, self.ops.auth.enabled)
         status_put(page, ST_APPLIED_TERM, self.applied_term)
         status_put(page, ST_APPLIED_INDEX, self.applied_index)

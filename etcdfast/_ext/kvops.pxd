@@ -7,6 +7,7 @@ Sources: reference/formats.md 9.1 and 9.3; the order of checks is that of etcd's
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from etcdfast._ext.authtable cimport AuthTable
 from etcdfast._ext.kvenc cimport header_ids
 from etcdfast._ext.kvreq cimport bytes_view, compare_op, delete_request, put_request, range_request
 from etcdfast._ext.leasetable cimport LeaseTable
@@ -26,6 +27,7 @@ cdef class KvOps:
     cdef readonly Mvcc mvcc
     cdef header_ids ids          # of the ResponseHeader; kept up to date by the loop
     cdef public int alarms       # ALARM_* bits
+    cdef readonly AuthTable auth # who may do what; apply/auth fills it
     cdef LeaseTable leases       # None: no lease exists
     cdef int64_t compared_at     # revision that compares look at, 0: whatever is newest in the index
     cdef outbuf path             # which branch each transaction reached takes, one byte each

@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
+from etcdfast._ext.authtable cimport AuthTable
 from etcdfast._ext.errids cimport (
     ERR_COMPACTED, ERR_CORRUPT, ERR_FUTURE_REV, ERR_KEY_NOT_FOUND, ERR_LEASE_NOT_FOUND, ERR_NO_SPACE,
     ERR_NONE, ERR_TOO_MANY_OPS,
@@ -38,6 +39,7 @@ cdef class KvOps:
 
     def __cinit__(self, Mvcc mvcc):
         self.mvcc = mvcc
+        self.auth = AuthTable()
         self.alarms = 0
         self.ids.cluster = self.ids.member = self.ids.term = 0
         outbuf_init(&self.path)

@@ -41,6 +41,7 @@ def main(arguments):
             boot.life_fd,
             wake_fd,
             boot.config,
+            boot.tokens,
         )
         process.open()
         process.load()

@@ -16,6 +16,7 @@ from etcdfast._ext.leaseops import LeaseOps
 from etcdfast._ext.mvcc import Mvcc
 from etcdfast._ext.outbox import Outbox, SupervisorGone
 from etcdfast._ext.servicegate import ServiceGate
+from etcdfast._ext.tokenpage import TokenPage, format_tokens
 from etcdfast._ext.watchhub import WatchHub
 from etcdfast.apply import elections, importing, locks
 from etcdfast.apply.autocompact import AutoCompaction
@@ -42,7 +43,8 @@ class Process:
     Errors: StoreError, StoreCorrupt, and those of ApplyLoop.run.
     """
 
-    def __init__(self, store_path, snap_dir, rings, doorbells, status, doorbell, frontends, life_fd, wake_fd, config):
+    def __init__(self, store_path, snap_dir, rings, doorbells, status, doorbell, frontends, life_fd, wake_fd, config,
+                 tokens_fd=-1):
         self._store_path = store_path
         self._snap_dir = snap_dir
         self._rings = rings
@@ -55,6 +57,10 @@ class Process:
         self.page = ring.StatusPage(status["apply"])
         self.consensus_page = ring.StatusPage(status["consensus"])
         self.store = self.mvcc = self.loop = self.engine = None
+        if tokens_fd < 0:
+            tokens_fd = os.memfd_create("etcdfast-tokens")
+            format_tokens(tokens_fd)
+        self.tokens = TokenPage(tokens_fd)
 
     def open(self):
         tune_malloc()

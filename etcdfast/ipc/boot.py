@@ -25,7 +25,7 @@ EXIT_DISK = 74
 EXIT_RESTART = 75  # of consensus: start every process of the member anew (a received snapshot is in place)
 EXIT_REMOVED = 76  # of consensus: this member is no longer part of the cluster
 
-_FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen reload_fd"
+_FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen reload_fd tokens"
 
 
 class Boot(namedtuple("Boot", _FIELDS)):
@@ -37,7 +37,8 @@ class Boot(namedtuple("Boot", _FIELDS)):
     the event loop; listen: ((url, listening socket, role), ...), of clients for a frontend, of other members for
     consensus. Roles: "client" gRPC and HTTP, "grpc" gRPC alone, "http" HTTP alone, "metrics" /metrics and the health
     paths, "peer". A URL of https or unixs means TLS.
-    reload_fd: the page of `ipc/reload.py`, -1 for none.
+    reload_fd: the page of `ipc/reload.py`, -1 for none. tokens: memfd of the auth tokens (_ext/tokenpage), which apply
+    writes and frontends read.
     """
 
     __slots__ = ()
@@ -89,6 +90,7 @@ def from_json(data):
         life_fd=fds["life"],
         listen=tuple((url, fd, role) for url, fd, role in fds.get("listen", ())),
         reload_fd=fds.get("reload", -1),
+        tokens=fds.get("tokens", -1),
     )
 
 

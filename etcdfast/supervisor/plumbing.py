@@ -8,6 +8,7 @@ import os
 from collections import namedtuple
 
 from etcdfast._ext.ring import STATUS_PAGE_BYTES, format_ring
+from etcdfast._ext.tokenpage import format_tokens
 from etcdfast.supervisor.errors import StartError
 
 MIB = 1 << 20
@@ -65,6 +66,8 @@ class Plumbing:
             self.status_fds = {name: os.memfd_create(f"etcdfast-status-{name}") for name in ("consensus", "apply")}
             for fd in self.status_fds.values():
                 os.ftruncate(fd, STATUS_PAGE_BYTES)
+            self.tokens_fd = os.memfd_create("etcdfast-tokens")
+            format_tokens(self.tokens_fd)
             self.doorbells = {child.process: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for child in self.children}
             # Held open for writing by this process alone: its end is the end of file for every child.
             self.life_read, self.life_write = os.pipe()
@@ -80,13 +83,14 @@ class Plumbing:
             "doorbells": {peer: self.doorbells[peer] for peer in sorted(peers)},
             "rings": {ring.name: self.ring_fds[ring.name] for ring in rings},
             "status": dict(self.status_fds),
+            "tokens": self.tokens_fd,
             "life": self.life_read,
         }
 
     def close_shared(self):
         """Close what only the children use, once they are started."""
-        shared = (*self.ring_fds.values(), *self.status_fds.values(), *self.doorbells.values(), self.life_read)
-        for fd in shared:
+        shared = (*self.ring_fds.values(), *self.status_fds.values(), *self.doorbells.values())
+        for fd in (*shared, self.tokens_fd, self.life_read):
             os.close(fd)
 
     def close(self):

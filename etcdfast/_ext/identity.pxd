@@ -1,0 +1,34 @@
+"""Whose request a record carries: how frontends, consensus and apply pass an identity on.
+
+PROPOSE, READ and CALL records: `status` bytes of user name END the payload, the message is what lies before them;
+`index` is the revision of the auth store that the identity was established at, 0 when there is none. While auth is
+off all of them have neither. In the log it is the RequestHeader's username and auth_revision.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from etcdfast._ext.authtable cimport auth_identity
+from etcdfast._ext.ring cimport ipc_record, record_payload, record_payload_len
+
+# More bits of a record's flags beside IPC_FLAG_*.
+cdef enum:
+    IPC_FLAG_BAD_TOKEN = 8   # CALL of a bidi stream: its token is none (any more)
+    IPC_FLAG_AUTH_NOW = 16   # the identity counts at whatever auth revision: a simple token, a client certificate
+
+# Method of a CALL that no RPC stands for: payload = an auth token that a frontend does not know; slot and generation
+# name the connection, `stream` the question. Its REPLY has the same method: status 0, it is in the table of tokens
+# now, or an error.
+cdef enum:
+    IPC_TOKEN_CHECK = 0xFE
+
+
+cdef inline uint32_t message_bytes(const ipc_record *r) noexcept nogil:
+    """Bytes of a record's message, without the name behind it. Precondition: one of the kinds above."""
+    cdef uint32_t size = record_payload_len(<ipc_record *>r)
+    return size - r.status if r.status <= size else 0
+
+
+cdef inline void identity_of(const ipc_record *r, auth_identity *who) noexcept nogil:
+    who.name_size = r.status if r.status <= record_payload_len(<ipc_record *>r) else 0
+    who.name = <const uint8_t *>record_payload(<ipc_record *>r) + message_bytes(r)
+    who.revision = r.index
