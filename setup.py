@@ -49,7 +49,7 @@ EXTENSIONS = {
     "h2stream": ["nghttp2"],  # HTTP/2 streams: windows, request bytes, answers going out
     "http2": ["nghttp2"],  # nghttp2 sessions: bytes in, events and bytes out
     "tlsconn": ["ssl", "crypto", "pthread"],  # TLS in the place of recv and send
-    "tlscontext": ["ssl", "crypto"],  # certificates and rules, re-read; TLS sockets for Python
+    "tlscontext": ["ssl", "crypto", "pthread"],  # certificates and rules, re-read; TLS sockets for Python
     "frontconn": ["nghttp2"],  # sockets of a frontend: accept, read, write, close
     "frontpost": ["nghttp2"],  # requests into the rings, in order
     "frontevents": ["nghttp2"],  # watch events out of a ring to the many who watch

@@ -1,7 +1,7 @@
 """Connections of a frontend: sockets and what they hold, in turns of the loop in frontloop.pyx.
 
-Sockets are edge-triggered and registered once; what may hold bytes stands in the ready list. The transport
-is here alone (recv, send), so that TLS can take its place.
+Sockets are edge-triggered and registered once; what may hold bytes stands in the ready list. The transport is in
+fronttls.pxd (recv and send, plain or TLS).
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -10,6 +10,7 @@ from etcdfast._ext.h2types cimport h2_conn, h2_counters, h2_server, h2_stream
 from etcdfast._ext.ring cimport ring_view
 from etcdfast._ext.spin cimport spin_t
 from etcdfast._ext.streamtimers cimport timers_t
+from etcdfast._ext.tlsconn cimport tls_conn, tls_ctx
 
 cdef enum:
     READ_BYTES = 65536
@@ -41,6 +42,7 @@ cdef enum:
     CONN_HTTP2 = 1
     CONN_CLOSING = 2   # GOAWAY is written, then it lingers
     CONN_LINGER = 3    # our side is shut, the rest is read and dropped
+    CONN_HANDSHAKE = 5 # of TLS; CONN_SNIFF follows
 
 
 ctypedef struct conn_t:
@@ -68,6 +70,15 @@ ctypedef struct conn_t:
     uint64_t ping_ns       # keepalive ping under way since, 0 none
     uint64_t linger_until_ns
     uint32_t lingered_bytes
+    # of TLS
+    tls_conn *tls          # NULL: plain; owned
+    uint32_t tls_held      # encrypted bytes that the socket did not take, as counted in the budget
+    bint shaking           # in the list of handshakes
+    conn_t *shake_next
+    conn_t *shake_prev
+    bint has_cert          # the client showed a certificate, and it was verified
+    char *cert_name        # its CN, NULL when it has none; owned, ended by a NUL
+    uint32_t cert_name_size
 
 
 ctypedef struct handoff_t:
@@ -101,6 +112,21 @@ ctypedef struct loop_t:
     int *listeners
     uint32_t listener_count
     bint listening
+    tls_ctx *tls           # NULL when no listener is of TLS
+    bint *listener_tls     # by listener
+    bint *listener_on      # in epoll
+    conn_t *shake_head     # handshakes under way, the oldest first
+    conn_t *shake_tail
+    uint32_t shaking_count
+    uint32_t shaking_max
+    uint64_t handshake_ns  # most that a handshake may take
+    uint64_t shaken        # handshakes done
+    uint64_t tls_rejected  # handshakes that failed, and those told of
+    uint64_t tls_told
+    bint tell_rejected
+    char rejected_why[200] # the latest
+    uint8_t rejected_from[128]     # its sockaddr
+    unsigned int rejected_from_size
     conn_t **conns         # by slot
     uint32_t conn_room
     uint32_t conn_count
@@ -154,7 +180,7 @@ ctypedef struct loop_t:
 
 
 # Accept what waits on a listener, within the limits.
-cdef void conn_accept(loop_t *loop, int listener) noexcept nogil
+cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil
 # Take the listeners into epoll or out of it.
 cdef void conn_listen(loop_t *loop, bint on) noexcept nogil
 # What epoll said about the connection.

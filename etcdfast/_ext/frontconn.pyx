@@ -3,9 +3,12 @@
 from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 
 from etcdfast._ext.errids cimport ERR_STOPPED
+from etcdfast._ext.fronttls cimport (
+    HANDSHAKE_TURN_NS, end_tls, keep_identity, note_rejected, shake_enter, shake_leave, transport_recv, transport_send,
+)
 from etcdfast._ext.grpcwire cimport GRPC_UNAVAILABLE
 from etcdfast._ext.h2budget cimport heaviest, hold, over_budget
 from etcdfast._ext.h2stream cimport h2_end, h2_say, h2_serve_grants
@@ -15,9 +18,16 @@ from etcdfast._ext.http2 cimport (
 )
 from etcdfast._ext.netsys cimport *
 from etcdfast._ext.nghttp2 cimport NGHTTP2_ENHANCE_YOUR_CALM
+from etcdfast._ext.tlsconn cimport (
+    TLS_CONN_BYTES, TLS_DONE, TLS_FAILED, TLS_WANT_READ, TLS_WANT_WRITE, tls_error, tls_flush, tls_handshake, tls_open,
+    tls_shutdown, tls_unsent,
+)
 
 cdef uint64_t NS = 1000000000
 cdef uint64_t CLOSING_NS = 10 * NS          # for a peer to take what is written before its GOAWAY
+cdef enum:
+    TLS_FIRST_BYTE = 22        # of a record with a handshake
+cdef const char *PLAIN_ON_TLS = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 cdef uint64_t DRAIN_NOTICE_NS = 100000000   # between GOAWAY that announces and the one that fixes the last stream
 
 
@@ -36,13 +46,16 @@ cdef inline void ready_add(loop_t *loop, conn_t *conn) noexcept nogil:
 cdef void conn_listen(loop_t *loop, bint on) noexcept nogil:
     cdef epoll_event event
     cdef uint32_t i
-    if loop.listening == on:
-        return
+    cdef bint wanted
     loop.listening = on
     for i in range(loop.listener_count):
+        wanted = on and not (loop.listener_tls[i] and loop.shaking_count >= loop.shaking_max)
+        if loop.listener_on[i] == wanted:
+            continue
+        loop.listener_on[i] = wanted
         event.events = EPOLLIN
         event.data.u64 = <uint64_t>1 << TAG_BIT | <uint64_t>1 << TAG_LISTEN_BIT | i
-        epoll_ctl(loop.epoll_fd, EPOLL_CTL_ADD if on else EPOLL_CTL_DEL, loop.listeners[i], &event)
+        epoll_ctl(loop.epoll_fd, EPOLL_CTL_ADD if wanted else EPOLL_CTL_DEL, loop.listeners[i], &event)
 
 
 cdef conn_t *new_conn(loop_t *loop) noexcept nogil:
@@ -92,7 +105,7 @@ cdef void close_h2(conn_t *conn) noexcept nogil:
     conn.h2 = NULL
     if h2 != NULL:
         h2_close(h2)
-        conn.loop.closing_bytes += conn.pending_size
+        conn.loop.closing_bytes += conn.pending_size + conn.tls_held
 
 
 cdef inline void pending_grew(loop_t *loop, conn_t *conn, int64_t more) noexcept nogil:
@@ -100,6 +113,21 @@ cdef inline void pending_grew(loop_t *loop, conn_t *conn, int64_t more) noexcept
         hold(conn.h2, more)
     else:
         loop.closing_bytes = <uint64_t>(<int64_t>loop.closing_bytes + more)
+
+
+cdef inline void count_unsent(loop_t *loop, conn_t *conn) noexcept nogil:
+    """What TLS keeps of its own for a socket that is full."""
+    cdef uint32_t now = <uint32_t>tls_unsent(conn.tls) if conn.tls != NULL else 0
+    if now != conn.tls_held:
+        pending_grew(loop, conn, <int64_t>now - conn.tls_held)
+        conn.tls_held = now
+
+
+cdef void close_tls(loop_t *loop, conn_t *conn) noexcept nogil:
+    if conn.tls != NULL:
+        shake_leave(loop, conn)
+        end_tls(conn)
+        count_unsent(loop, conn)
 
 
 cdef void free_pending(loop_t *loop, conn_t *conn) noexcept nogil:
@@ -113,6 +141,8 @@ cdef void free_conn(loop_t *loop, conn_t *conn, bint keep_fd) noexcept nogil:
     """Forget the connection. Precondition: it is not in the ready list."""
     close_h2(conn)
     free_pending(loop, conn)
+    close_tls(loop, conn)
+    free(conn.cert_name)
     if not keep_fd:
         close_fd(conn.fd)
     conn.used = False
@@ -128,6 +158,7 @@ cdef void drop_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     """End it now. While it is in the ready list only its insides go; read_ready frees the rest."""
     if conn.in_ready:
         close_h2(conn)
+        close_tls(loop, conn)
         conn.state = CONN_LINGER
         conn.peer_done = True
         conn.linger_until_ns = 0
@@ -136,7 +167,19 @@ cdef void drop_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     free_conn(loop, conn, False)
 
 
-cdef void conn_accept(loop_t *loop, int listener) noexcept nogil:
+cdef void shed_handshakes(loop_t *loop) noexcept nogil:
+    """Handshakes that wait for a client which has said nothing for a second give way to others, the oldest first."""
+    cdef conn_t *conn = loop.shake_head
+    cdef conn_t *after
+    while conn != NULL and loop.server.now_ns - conn.opened_ns > NS:
+        after = conn.shake_next
+        if not conn.in_ready and loop.server.now_ns - conn.read_ns > NS:
+            note_rejected(loop, conn, b"TLS handshake: too many under way")
+            free_conn(loop, conn, False)
+        conn = after
+
+
+cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil:
     cdef epoll_event event
     cdef conn_t *conn
     cdef int fd, one, i
@@ -146,7 +189,12 @@ cdef void conn_accept(loop_t *loop, int listener) noexcept nogil:
             # As etcd: the backlog holds the rest until a connection ends.
             conn_listen(loop, False)
             return
-        fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if loop.listener_tls[listener] and loop.shaking_count >= loop.shaking_max:
+            shed_handshakes(loop)
+            if loop.shaking_count >= loop.shaking_max:
+                conn_listen(loop, loop.listening)
+                return
+        fd = accept4(loop.listeners[listener], NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
             if errno == EMFILE or errno == ENFILE:
                 loop.refused_connections += 1
@@ -157,6 +205,13 @@ cdef void conn_accept(loop_t *loop, int listener) noexcept nogil:
             close_fd(fd)
             return
         conn.fd = fd
+        if loop.listener_tls[listener]:
+            conn.tls = tls_open(loop.tls, fd, True, NULL)
+            if conn.tls == NULL:
+                free_conn(loop, conn, False)
+                return
+            conn.state = CONN_HANDSHAKE
+            shake_enter(loop, conn)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))
         event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | <uint32_t>EPOLLET
@@ -170,6 +225,9 @@ cdef void conn_accept(loop_t *loop, int listener) noexcept nogil:
 cdef void start_linger(loop_t *loop, conn_t *conn) noexcept nogil:
     """All is written: shut our side, then read what the peer still sends until it closes too. Closing with
     unread bytes would reset the connection, and the reset can overtake the GOAWAY."""
+    if conn.tls != NULL:
+        tls_shutdown(conn.tls)
+        close_tls(loop, conn)
     shutdown(conn.fd, SHUT_WR)
     conn.state = CONN_LINGER
     conn.linger_until_ns = loop.server.now_ns + (DRAIN_NOTICE_NS if loop.drain_step else NS)
@@ -185,13 +243,11 @@ cdef bint write_out(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t si
         return True
     if conn.pending == NULL:
         loop.writes += 1
-        n = send(conn.fd, data, size, MSG_NOSIGNAL)
+        n = transport_send(conn, data, size)
         if n == <ssize_t>size:
             return True
         if n < 0:
-            if errno != EAGAIN and errno != EINTR:
-                return False
-            n = 0
+            return False
     kept = <uint8_t *>realloc(conn.pending, conn.pending_size + size - n)
     if kept == NULL:
         return False
@@ -199,6 +255,7 @@ cdef bint write_out(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t si
     conn.pending = kept
     conn.pending_size += <uint32_t>(size - n)
     pending_grew(loop, conn, size - n)
+    count_unsent(loop, conn)
     conn.blocked = True
     return True
 
@@ -207,9 +264,10 @@ cdef bint write_pending(loop_t *loop, conn_t *conn) noexcept nogil:
     """Go on with what the socket did not take. False when the connection is gone."""
     cdef ssize_t n
     loop.writes += 1
-    n = send(conn.fd, conn.pending + conn.pending_sent, conn.pending_size - conn.pending_sent, MSG_NOSIGNAL)
+    n = transport_send(conn, conn.pending + conn.pending_sent, conn.pending_size - conn.pending_sent)
     if n < 0:
-        return errno == EAGAIN or errno == EINTR
+        return False
+    count_unsent(loop, conn)
     conn.pending_sent += <uint32_t>n
     if conn.pending_sent == conn.pending_size:
         free_pending(loop, conn)
@@ -263,7 +321,26 @@ cdef void conn_flush_dirty(loop_t *loop) noexcept nogil:
         h2 = after
 
 
+cdef bint tls_writable(loop_t *loop, conn_t *conn) noexcept nogil:
+    """The socket takes bytes again: what TLS had to say for itself, or what waited for that. False: it is broken."""
+    if conn.state == CONN_HANDSHAKE:
+        if tls_unsent(conn.tls):
+            ready_add(loop, conn)
+        return True
+    if conn.pending == NULL and tls_unsent(conn.tls):
+        if tls_flush(conn.tls) == -1:
+            return False
+        count_unsent(loop, conn)
+    if conn.tls.recv_needs_write:
+        conn.readable = True
+        ready_add(loop, conn)
+    return True
+
+
 cdef void on_writable(loop_t *loop, conn_t *conn) noexcept nogil:
+    if conn.tls != NULL and not tls_writable(loop, conn):
+        drop_conn(loop, conn)
+        return
     if conn.pending == NULL:
         return
     if not write_pending(loop, conn):
@@ -297,8 +374,10 @@ cdef bint hand_off(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t siz
 
 
 cdef int sniff(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil:
-    """Tell HTTP/2 by its first three bytes. 1 it is, 0 not known yet, -1 it is not, -2 no memory is left."""
+    """Tell HTTP/2 by its first three bytes. 1 it is, 0 not known yet, -1 it is not, -2 to be closed."""
     cdef uint32_t i
+    if conn.tls == NULL and conn.sniffed_size == 0 and data[0] == TLS_FIRST_BYTE:
+        return -2      # TLS on a plain port: there is no answer that it would understand
     for i in range(size):
         if conn.sniffed_size + i == 3:
             break
@@ -314,8 +393,53 @@ cdef int sniff(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) n
     conn.state = CONN_HTTP2
     if loop.drain_step:
         h2_shutdown(conn.h2, 1)
+    if conn.tls != NULL:
+        hold(conn.h2, TLS_CONN_BYTES)
     h2_feed(conn.h2, conn.sniffed, conn.sniffed_size)
     return 1
+
+
+cdef void refuse_plain(loop_t *loop, conn_t *conn) noexcept nogil:
+    """A plain HTTP request on a TLS port is told so, in Go's words."""
+    close_tls(loop, conn)
+    conn.state = CONN_CLOSING
+    conn.linger_until_ns = loop.server.now_ns + NS
+    if not write_out(loop, conn, <const uint8_t *>PLAIN_ON_TLS, <uint32_t>strlen(PLAIN_ON_TLS)):
+        free_conn(loop, conn, False)
+    elif conn.pending == NULL:
+        start_linger(loop, conn)
+
+
+cdef void shake(loop_t *loop, conn_t *conn) noexcept nogil:
+    """One step of the handshake. Precondition: taken out of the ready list."""
+    cdef int rc = tls_handshake(conn.tls)
+    conn.readable = False
+    if rc == TLS_WANT_WRITE:
+        return
+    conn.read_ns = loop.server.now_ns
+    if rc == TLS_WANT_READ:
+        # The end of a peer that is shut rings no more, and what OpenSSL has taken from the socket neither.
+        if conn.peer_done or not conn.tls.starved:
+            ready_add(loop, conn)
+        return
+    shake_leave(loop, conn)
+    if rc == TLS_DONE:
+        loop.shaken += 1
+        keep_identity(conn)
+        conn.state = CONN_SNIFF
+        conn.opened_ns = loop.server.now_ns
+        conn.readable = True
+        ready_add(loop, conn)
+    else:
+        note_rejected(loop, conn, tls_error(conn.tls))
+        if conn.tls.plain_http:
+            refuse_plain(loop, conn)
+        else:
+            # Closing with unread bytes would reset the alert away, which tells the client what is wrong.
+            close_tls(loop, conn)
+            start_linger(loop, conn)
+    if not loop.drain_step and loop.listening:
+        conn_listen(loop, True)
 
 
 cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
@@ -323,22 +447,20 @@ cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     cdef ssize_t n
     cdef int rc
     loop.reads += 1
-    n = recv(conn.fd, loop.buf, READ_BYTES, 0)
-    if n < 0 and (errno == EAGAIN or errno == EINTR):
-        conn.readable = False
+    n = transport_recv(loop, conn)
+    if n == 0:
+        if conn.readable:
+            ready_add(loop, conn)
         return
-    if n <= 0:
+    if n < 0:
         free_conn(loop, conn, False)
         return
-    # Edge-triggered: a short read means that the socket is empty and the next bytes ring again. A shut
-    # peer does not ring again, so then read on until that shows.
-    conn.readable = n == READ_BYTES or conn.peer_done
     conn.read_ns = loop.server.now_ns
     conn.ping_ns = 0
     if conn.state == CONN_SNIFF:
         rc = sniff(loop, conn, loop.buf, <uint32_t>n)
         if rc < 0:
-            if rc == -2 or not hand_off(loop, conn, loop.buf, <uint32_t>n):
+            if rc == -2 or conn.tls != NULL or not hand_off(loop, conn, loop.buf, <uint32_t>n):
                 free_conn(loop, conn, False)
             return
         if rc == 0:
@@ -371,6 +493,8 @@ cdef void conn_read_ready(loop_t *loop) noexcept nogil:
     """Each ready connection once. One whose request waits for room in a ring is added again by conn_resume."""
     cdef conn_t *conn
     cdef conn_t *last = loop.ready_tail
+    cdef uint64_t spent_ns = 0
+    cdef uint64_t before_ns
     while loop.ready_head != NULL and not conn_paused(loop) and not over_budget(&loop.server):
         conn = loop.ready_head
         loop.ready_head = conn.ready_next
@@ -379,6 +503,13 @@ cdef void conn_read_ready(loop_t *loop) noexcept nogil:
         conn.in_ready = False
         if conn.state == CONN_LINGER and conn.lingered_bytes >= LINGER_BYTES_MAX:
             free_conn(loop, conn, False)
+        elif conn.state == CONN_HANDSHAKE:
+            if spent_ns > HANDSHAKE_TURN_NS:
+                ready_add(loop, conn)      # the next turn has time for it
+            else:
+                before_ns = clock_ns()
+                shake(loop, conn)
+                spent_ns += clock_ns() - before_ns
         elif not conn.blocked and conn.late_count == 0:
             read_conn(loop, conn)
         if conn == last:
@@ -390,6 +521,10 @@ cdef void sweep_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     cdef h2_conn *h2 = conn.h2
     if conn.state == CONN_LINGER or conn.state == CONN_CLOSING:
         if now > conn.linger_until_ns:
+            drop_conn(loop, conn)
+    elif conn.state == CONN_HANDSHAKE:
+        if now - conn.opened_ns > loop.handshake_ns:
+            note_rejected(loop, conn, b"TLS handshake: timed out")
             drop_conn(loop, conn)
     elif h2 == NULL:
         if now - conn.opened_ns > loop.header_ns:
@@ -438,6 +573,9 @@ cdef void conn_sweep(loop_t *loop) noexcept nogil:
             if conn.h2 != NULL:
                 h2_serve_grants(conn.h2)
             sweep_conn(loop, conn)
+    if loop.shaking_count >= loop.shaking_max:
+        shed_handshakes(loop)
+    loop.tell_rejected = loop.tls_rejected != loop.tls_told
     if not loop.drain_step and loop.conn_count < loop.conns_max:
         conn_listen(loop, True)
 
@@ -466,7 +604,7 @@ cdef void conn_drain(loop_t *loop) noexcept nogil:
         conn = loop.conns[slot]
         if conn == NULL or not conn.used:
             continue
-        if since > loop.drain_ns or conn.state == CONN_SNIFF:
+        if since > loop.drain_ns or conn.state == CONN_SNIFF or conn.state == CONN_HANDSHAKE:
             drop_conn(loop, conn)
         elif conn.state == CONN_HTTP2:
             if step == 1:
@@ -499,6 +637,8 @@ cdef void conn_free_all(loop_t *loop) noexcept nogil:
             continue
         if conn.used:
             close_h2(conn)
+            close_tls(loop, conn)
+            free(conn.cert_name)
             free(conn.pending)
             close_fd(conn.fd)
         free(conn)

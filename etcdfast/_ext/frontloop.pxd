@@ -8,11 +8,13 @@ the sockets did not take is copied before the ring's bytes are released.
 """
 
 from etcdfast._ext.frontconn cimport loop_t
+from etcdfast._ext.tlscontext cimport TlsContext
 
 
 cdef class FrontLoop:
     cdef loop_t *loop
     cdef list kept       # what the C structures point into
     cdef _watch(self, int fd, unsigned long tag, unsigned int what)
+    cdef _set_tls(self, TlsContext tls, tls_listeners)
     cdef _set_routes(self, rpcs)
     cdef _set_errors(self, errors)

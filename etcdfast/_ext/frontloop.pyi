@@ -1,8 +1,9 @@
 """The epoll loop of a frontend process; the interpreter lock is released while it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from etcdfast._ext.ring import Ring, StatusPage
+from etcdfast._ext.tlscontext import TlsContext
 
 # Why run() came back
 RUN_WAKEUP: int  # the wakeup descriptor is readable: a signal came
@@ -10,6 +11,7 @@ RUN_LIFE: int  # the supervisor is gone
 RUN_DRAINED: int  # begin_drain() was called and no connection is left
 RUN_HANDOFF: int  # take_handoffs() has connections that do not speak HTTP/2
 RUN_BROKEN_RING: int  # the ring from apply holds what is no record
+RUN_REJECTED: int  # take_rejected() has TLS handshakes that failed; once a second at most
 
 class FrontLoop:
     def __init__(
@@ -40,11 +42,15 @@ class FrontLoop:
         keepalive_timeout_seconds: float = 20.0,
         header_seconds: float = 10.0,
         drain_seconds: float = 5.0,
+        tls: TlsContext | None = None,
+        tls_listeners: Iterable[int] = (),
+        handshake_seconds: float = 10.0,
+        handshakes_max: int = 1024,
     ) -> None:
         """Set up; nothing is accepted before run().
 
         Shapes: rpcs holds (id, path, kind, route) as in api/rpcs.py; errors holds (gRPC code, text) by
-                error id; descriptors stay the caller's.
+                error id; descriptors stay the caller's; tls_listeners are indexes into listeners.
         Units:  message_bytes_max is the largest gRPC message taken, without its prefix; quota_bytes 0 = none;
                 buffer_bytes_max is for what all connections hold together: above it the heaviest is closed.
         Errors: ValueError when a ring cannot hold such a message; OSError.
@@ -55,6 +61,8 @@ class FrontLoop:
         """Bytes from which nothing more is stored; 0 = no limit."""
     def take_handoffs(self) -> list[tuple[int, bytes]]:
         """Connections whose first bytes are not HTTP/2: (descriptor, bytes read). The caller owns them."""
+    def take_rejected(self) -> tuple[int, str, bytes]:
+        """TLS handshakes that failed since the last call: how many, why the latest did, the sockaddr it came from."""
     def begin_drain(self) -> None:
         """Stop accepting, say GOAWAY, end when calls are answered or after drain_seconds."""
     def counters(self) -> dict:

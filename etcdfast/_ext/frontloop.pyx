@@ -14,6 +14,7 @@ from etcdfast._ext.frontleader cimport (
     lacks_leader, leader_lost_wait_ms, leads, leader_refuses, leader_watch, learner_refuses, timeout_error,
 )
 from etcdfast._ext.frontevents cimport TURN_EVENT_BYTES_MAX, events_deliver
+from etcdfast._ext.fronttls cimport HANDSHAKES_MAX
 from etcdfast._ext.frontpost cimport (
     RING_APPLY, RING_CONSENSUS, cancel, cancel_retry, fill_record, late_remove, late_retry, post_half, post_message,
     post_request,
@@ -33,6 +34,7 @@ from etcdfast._ext.rpcids cimport (
 )
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.streamtimers cimport TIMER_TICK_SHIFT, timer_expired, timer_set, timer_stop, timer_wait_ms
+from etcdfast._ext.tlscontext cimport TlsContext
 from etcdfast._ext.wire cimport WIRE_BYTES, WIRE_MORE, wire_cursor, wire_field, wire_next, wire_put_uint
 
 import os
@@ -51,12 +53,14 @@ cdef enum:
     RAN_DRAINED = 3
     RAN_HANDOFF = 4
     RAN_BROKEN_RING = 5
+    RAN_REJECTED = 6
 
 RUN_WAKEUP = RAN_WAKEUP
 RUN_LIFE = RAN_LIFE
 RUN_DRAINED = RAN_DRAINED
 RUN_HANDOFF = RAN_HANDOFF
 RUN_BROKEN_RING = RAN_BROKEN_RING
+RUN_REJECTED = RAN_REJECTED
 
 cdef uint64_t TAG = <uint64_t>1 << TAG_BIT
 cdef uint64_t TAG_DOORBELL = TAG | 1
@@ -389,7 +393,7 @@ cdef void take_event(loop_t *loop, epoll_event *event) noexcept nogil:
         elif tag == TAG_LIFE:
             loop.life_gone = True
         elif tag & <uint64_t>1 << TAG_LISTEN_BIT and not loop.drain_step:
-            conn_accept(loop, loop.listeners[<uint32_t>tag])
+            conn_accept(loop, <uint32_t>tag)
         return     # the doorbell is edge-triggered and needs no read
     conn = loop.conns[<uint32_t>tag]
     if not conn.used or conn.generation != <uint32_t>(tag >> 32):
@@ -468,6 +472,9 @@ cdef int turn(loop_t *loop) noexcept nogil:
         return RAN_HANDOFF
     if loop.drain_step and loop.conn_count == 0:
         return RAN_DRAINED
+    if loop.tell_rejected:
+        loop.tell_rejected = False
+        return RAN_REJECTED
     return RAN_ON
 
 
@@ -485,7 +492,8 @@ cdef class FrontLoop:
                  uint64_t quota_bytes=0, uint64_t buffer_bytes_max=BUFFER_BYTES_MAX, double request_timeout_seconds=7.0,
                  double election_timeout_seconds=1.0, double ping_min_seconds=5.0,
                  double keepalive_idle_seconds=7200.0, double keepalive_timeout_seconds=20.0,
-                 double header_seconds=10.0, double drain_seconds=5.0):
+                 double header_seconds=10.0, double drain_seconds=5.0, TlsContext tls=None, tls_listeners=(),
+                 double handshake_seconds=10.0, uint32_t handshakes_max=HANDSHAKES_MAX):
         cdef loop_t *loop = self.loop
         cdef int i
         loop.index = <uint8_t>index
@@ -506,6 +514,8 @@ cdef class FrontLoop:
         loop.keepalive_timeout_ns = <uint64_t>(keepalive_timeout_seconds * 1e9)
         loop.header_ns = <uint64_t>(header_seconds * 1e9)
         loop.drain_ns = <uint64_t>(drain_seconds * 1e9)
+        loop.handshake_ns = <uint64_t>(handshake_seconds * 1e9)
+        loop.shaking_max = handshakes_max
         loop.server.owner = loop
         loop.server.counters = &loop.counters
         loop.server.message_bytes_max = message_bytes_max
@@ -527,6 +537,7 @@ cdef class FrontLoop:
         loop.handoffs = <handoff_t *>malloc(HANDOFFS_MAX * sizeof(handoff_t))
         loop.listener_count = <uint32_t>len(listeners)
         loop.listeners = <int *>malloc(max(1, len(listeners)) * sizeof(int))
+        self._set_tls(tls, tls_listeners)
         if loop.buf == NULL or loop.handoffs == NULL or loop.listeners == NULL or h2_server_init(&loop.server) < 0:
             raise MemoryError
         for i, fd in enumerate(listeners):
@@ -538,6 +549,20 @@ cdef class FrontLoop:
         self._watch(wakeup, TAG_WAKEUP, EPOLLIN)
         self._watch(life, TAG_LIFE, EPOLLIN)
         conn_listen(loop, True)
+
+    cdef _set_tls(self, TlsContext tls, tls_listeners):
+        cdef loop_t *loop = self.loop
+        loop.listener_tls = <bint *>calloc(max(1, loop.listener_count), sizeof(bint))
+        loop.listener_on = <bint *>calloc(max(1, loop.listener_count), sizeof(bint))
+        if loop.listener_tls == NULL or loop.listener_on == NULL:
+            raise MemoryError
+        for i in tls_listeners:
+            if tls is None or not 0 <= i < loop.listener_count:
+                raise ValueError(f"listener {i} cannot be of TLS")
+            loop.listener_tls[i] = True
+        if tls is not None:
+            self.kept.append(tls)
+            loop.tls = &tls.ctx
 
     cdef _watch(self, int fd, unsigned long tag, unsigned int what):
         cdef epoll_event event
@@ -608,6 +633,8 @@ cdef class FrontLoop:
         free(loop.buf)
         free(loop.handoffs)
         free(loop.listeners)
+        free(loop.listener_tls)
+        free(loop.listener_on)
         free(loop.cancels)
         free(loop)
 
@@ -620,6 +647,13 @@ cdef class FrontLoop:
 
     def set_quota(self, uint64_t quota_bytes):
         self.loop.quota_bytes = quota_bytes
+
+    def take_rejected(self):
+        cdef loop_t *loop = self.loop
+        count = loop.tls_rejected - loop.tls_told
+        loop.tls_told = loop.tls_rejected
+        return count, loop.rejected_why.decode("utf-8", "replace"), \
+            PyBytes_FromStringAndSize(<char *>loop.rejected_from, loop.rejected_from_size)
 
     def take_handoffs(self):
         cdef uint32_t i
@@ -657,6 +691,9 @@ cdef class FrontLoop:
             "connections": loop.conn_count,
             "connections_accepted": loop.accepted,
             "connections_refused": loop.refused_connections,
+            "handshakes": loop.shaken,
+            "handshakes_rejected": loop.tls_rejected,
+            "handshakes_under_way": loop.shaking_count,
             "timers": loop.timers.count,
             "requests_waiting": loop.late_count,
             "requests_waiting_bytes": loop.late_bytes,

@@ -5,13 +5,15 @@ import resource
 import select
 import signal
 import socket
+import sys
 
 from etcdfast import log
 from etcdfast._ext import frontloop
 from etcdfast._ext.ring import APPLY_WORDS, Ring, StatusPage
+from etcdfast._ext.tlscontext import TlsContext, TlsError, TlsOptions
 from etcdfast.api.errors import ERRORS
 from etcdfast.api.rpcs import RPCS
-from etcdfast.config.values import split_url
+from etcdfast.config import clienttls
 from etcdfast.frontend.http1 import Http1Server
 from etcdfast.ipc import boot as boot_module
 
@@ -41,6 +43,11 @@ def serve(boot):
     if not _wait_for_apply(boot, apply_page, signal_fd):
         return 0
     listen = _served(boot.listen)
+    try:
+        tls = _tls_context(boot.config, listen)
+    except TlsError as err:
+        boot.tell_failed(str(err))
+        return 1
     loop = frontloop.FrontLoop(
         index=index,
         doorbell=boot.doorbell,
@@ -52,12 +59,16 @@ def serve(boot):
         listeners=[fd for _, fd, _ in listen],
         wakeup=signal_fd,
         life=boot.life_fd,
+        tls=tls,
+        tls_listeners=[i for i, (url, _, _) in enumerate(listen) if clienttls.is_secure(url)],
         **settings(boot.config),
     )
     http1 = Http1Server(consensus_page, apply_page)
     for _, fd, _ in listen:
         os.set_blocking(fd, False)
     boot.on_reload(lambda config: loop.set_quota(config.quota_bytes))
+    if tls is not None:
+        boot.on_reload(lambda config: tls.reload())
     boot.tell_ready()
     log.info("serving client requests", frontend=index, addresses=[url for url, _, _ in listen])
     return _run(loop, http1, signal_fd, boot)
@@ -68,8 +79,32 @@ def _served(listen):
     return [
         (url, fd, role)
         for url, fd, role in listen
-        if role in ("client", "grpc") and split_url(url)[0] in ("http", "unix")
+        if role in ("client", "grpc")
     ]
+
+
+def _tls_context(config, listen):
+    if not any(clienttls.is_secure(url) for url, _, _ in listen):
+        return None
+    options = TlsOptions(**clienttls.serving(config))
+    return TlsContext(options, lambda level, text: getattr(log, level)(text, cert=options.cert_file))
+
+
+def _log_rejected(loop):
+    count, why, address = loop.take_rejected()
+    more = {"rejected": count} if count > 1 else {}
+    log.warn("rejected connection", remote_addr=_shown_address(address), error=why, **more)
+
+
+def _shown_address(sockaddr):
+    """host:port of a sockaddr as the kernel has it; "" of anything but TCP."""
+    family = int.from_bytes(sockaddr[:2], sys.byteorder)
+    port = int.from_bytes(sockaddr[2:4], "big")
+    if family == socket.AF_INET and len(sockaddr) >= 8:
+        return f"{socket.inet_ntop(family, sockaddr[4:8])}:{port}"
+    if family == socket.AF_INET6 and len(sockaddr) >= 24:
+        return f"[{socket.inet_ntop(family, sockaddr[8:24])}]:{port}"
+    return ""
 
 
 def settings(config):
@@ -145,6 +180,8 @@ def _run(loop, http1, signal_fd, boot):
             if signal.SIGTERM in numbers:
                 log.info("draining client connections", frontend=index, connections=loop.counters()["connections"])
                 loop.begin_drain()
+        elif why == frontloop.RUN_REJECTED:
+            _log_rejected(loop)
         elif why == frontloop.RUN_DRAINED:
             log.info("stopped serving client requests", frontend=index)
             return 0

@@ -11,6 +11,7 @@ def _start(config, read_again):
     """Bring the member up and watch it until it ends; the signal that stopped it, None when it was removed."""
     from etcdfast._ext import proc
     from etcdfast.config.checks import check_bootstrap
+    from etcdfast.supervisor.clienttls import check_client_tls
     from etcdfast.supervisor.datadir import is_new_member, open_data_dir
     from etcdfast.supervisor.listeners import client_urls, open_listeners
     from etcdfast.supervisor.member import Member
@@ -32,6 +33,7 @@ def _start(config, read_again):
     try:
         if is_new_member(config):
             check_bootstrap(config)
+        check_client_tls(config)
         (peer_listeners,) = open_listeners([(url, "peer") for url in config.listen_peer_urls], 1)
         listeners = open_listeners(client_urls(config), config.frontend_count)
         for url, _, role in listeners[0]:
