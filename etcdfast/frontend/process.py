@@ -14,6 +14,7 @@ from etcdfast._ext.tlscontext import TlsContext, TlsError, TlsOptions
 from etcdfast.api.errors import ERRORS
 from etcdfast.api.rpcs import RPCS
 from etcdfast.config import clienttls
+from etcdfast.config.checks import is_tls
 from etcdfast.frontend.http1 import Http1Server
 from etcdfast.ipc import boot as boot_module
 
@@ -60,7 +61,7 @@ def serve(boot):
         wakeup=signal_fd,
         life=boot.life_fd,
         tls=tls,
-        tls_listeners=[i for i, (url, _, _) in enumerate(listen) if clienttls.is_secure(url)],
+        tls_listeners=[i for i, (url, _, _) in enumerate(listen) if is_tls(url)],
         **settings(boot.config),
     )
     http1 = Http1Server(consensus_page, apply_page)
@@ -84,7 +85,7 @@ def _served(listen):
 
 
 def _tls_context(config, listen):
-    if not any(clienttls.is_secure(url) for url, _, _ in listen):
+    if not any(is_tls(url) for url, _, _ in listen):
         return None
     options = TlsOptions(**clienttls.serving(config))
     return TlsContext(options, lambda level, text: getattr(log, level)(text, cert=options.cert_file))

@@ -7,9 +7,7 @@ from etcdfast.supervisor.errors import StartError
 
 
 def check_client_tls(config):
-    """Errors: ConfigError, StartError. To be called when the data directory is this member's: --auto-tls writes there."""
-    clienttls.check_tls_versions(config)
-    clienttls.check_client_tls(config)
+    """Errors: StartError. To be called when the data directory is this member's: --auto-tls writes there."""
     for text, url in clienttls.client_tls_warnings(config):
         log.warn(text, client_url=url)
     if config.cipher_suites:
