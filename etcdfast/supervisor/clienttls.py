@@ -2,7 +2,7 @@
 
 from etcdfast import log
 from etcdfast.config import clienttls
-from etcdfast.config.values import quote, split_url
+from etcdfast.config.values import split_url
 from etcdfast.supervisor.errors import StartError
 
 
@@ -10,20 +10,10 @@ def check_client_tls(config):
     """Errors: StartError. To be called when the data directory is this member's: --auto-tls writes there."""
     for text, url in clienttls.client_tls_warnings(config):
         log.warn(text, client_url=url)
-    if config.cipher_suites:
-        _check_cipher_suites(config.cipher_suites)
     if config.auto_tls:
         _self_signed(config)
     if clienttls.serves_tls(config):
         _check_files(config)
-
-
-def _check_cipher_suites(names):
-    from etcdfast._ext.tlscontext import known_cipher
-
-    for name in names:
-        if not known_cipher(name):
-            raise StartError(f"unexpected TLS cipher suite {quote(name)}")
 
 
 def _self_signed(config):
