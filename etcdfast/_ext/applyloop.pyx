@@ -36,6 +36,7 @@ from etcdfast._ext.ring cimport (
 )
 from etcdfast._ext.watchhub cimport WatchHub
 from etcdfast._ext.rpcids cimport (
+    RPC_AUTHENTICATE, RPC_USER_ADD, RPC_USER_CHANGE_PASSWORD,
     RPC_COMPACT, RPC_DELETE_RANGE, RPC_ELECTION_RESIGN, RPC_LEASE_GRANT, RPC_LEASE_KEEP_ALIVE, RPC_LEASE_LEASES, RPC_LEASE_REVOKE,
     RPC_LEASE_TIME_TO_LIVE, RPC_LOCK, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_SNAPSHOT, RPC_TXN, RPC_WATCH,
 )
@@ -56,6 +57,13 @@ cdef enum:
 
 class EntryCorrupt(Exception):
     """A committed entry that cannot be decoded: going on would part this member from the others."""
+
+
+cdef inline bint is_service(int method) noexcept nogil:
+    """Whether apply/services.py carries a call out."""
+    return (
+        RPC_LOCK <= method <= RPC_ELECTION_RESIGN or method == RPC_SNAPSHOT or method == RPC_AUTHENTICATE
+        or method == RPC_USER_ADD or method == RPC_USER_CHANGE_PASSWORD)
 
 
 cdef int append(outbuf *b, bytes data) except -1:
@@ -221,6 +229,9 @@ cdef class ApplyLoop:
             return 1   # the changes under way are no state to store
         if self.exports.active:
             self.exports.step()
+        if self.cold.auth.active:
+            self.cold.auth.step()
+            self.services_due = True
         if self.compactor.active:
             worked |= self.compactor.step(now)
             self.answer_compacted()
@@ -399,10 +410,7 @@ cdef class ApplyLoop:
         if answered is not None and r.frontend != IPC_NOBODY:
             method, status, payload = answered
             asker_of(&who, r, method)
-            outbuf_reset(&self.answer)
-            if not status:
-                append(&self.answer, payload)
-            self.reply(&who, status)
+            self.reply_cold(&who, (status, payload))
         return 0
 
     cdef int apply_lease(self, int kind, const bytes_view *message, ipc_record *r) except -1:
@@ -661,7 +669,7 @@ cdef class ApplyLoop:
                 return 0   # a client that asks no more still gets its events
         elif r.method == RPC_LEASE_KEEP_ALIVE:
             return self.leases.take(r)
-        elif RPC_LOCK <= r.method <= RPC_ELECTION_RESIGN or r.method == RPC_SNAPSHOT:
+        elif is_service(r.method):
             return self.take_service(r)
         elif r.kind == IPC_CALL:
             return self.run_read(r)

@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memset
 
+from etcdfast._ext.authcheck cimport check_auth, is_auth_method
 from etcdfast._ext.errids cimport (
     ERR_DUPLICATE_KEY, ERR_EMPTY_KEY, ERR_INVALID_SORT_OPTION, ERR_KEY_NOT_FOUND, ERR_LEASE_PROVIDED,
     ERR_RANGE_STREAM_FILTER, ERR_RANGE_STREAM_SORT, ERR_TOO_MANY_OPS, ERR_VALUE_PROVIDED,
@@ -699,6 +700,8 @@ cdef int request_check(int method, const uint8_t *data, uint64_t size, uint32_t 
         return 0
     if method == RPC_ELECTION_PROCLAIM or method == RPC_ELECTION_RESIGN:
         return parse_nested(data, size, 1 << 1)
+    if is_auth_method(method):
+        return 0 if check_auth(method, data, size) else REQUEST_MALFORMED
     if parse_any(data, size) < 0:
         return REQUEST_MALFORMED
     if method == RPC_COMPACT or method == RPC_MEMBER_LIST:

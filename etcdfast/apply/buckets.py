@@ -38,6 +38,8 @@ FINISHED_COMPACT = META + b"finishedCompactRev"
 STORAGE_VERSION = META + b"storageVersion"
 CLUSTER_VERSION = CLUSTER + b"clusterVersion"
 DOWNGRADE = CLUSTER + b"downgrade"
+AUTH_ENABLED = AUTH + b"authEnabled"
+AUTH_REVISION = AUTH + b"authRevision"
 
 REVISION_KEY_BYTES = 17  # without bucket byte and tombstone mark
 

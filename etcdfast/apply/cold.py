@@ -7,9 +7,12 @@ of the KV service. The engine (the hot path's state) is reached through its Pyth
 import json
 
 from etcdfast import log
+from etcdfast._ext.wire import WireError
 from etcdfast.api import errors, rpcs
 from etcdfast.apply import hashing
 from etcdfast.apply.alarms import NAMES, Alarms
+from etcdfast.apply.auth import messages
+from etcdfast.apply.auth.store import FIELDS as AUTH_FIELDS
 from etcdfast.apply.membership import Membership
 from etcdfast.cluster import entries, membership
 from etcdfast.cluster.membership import ADD_LEARNER_NODE, ADD_NODE, REMOVE_NODE, UPDATE_NODE, read_context
@@ -27,12 +30,13 @@ class UnknownEntry(Exception):
 class ColdPath:
     """Handlers by RPC id and by entry kind.
 
-    `engine` as documented in etcdfast/apply/engine; `quota_bytes` and `learners_max` are what the operator
-    configured.
+    `engine` as documented in etcdfast/apply/engine; `auth`: etcdfast/apply/auth/rpcs.Auth; `quota_bytes` and
+    `learners_max` are what the operator configured.
     """
 
-    def __init__(self, engine, quota_bytes, learners_max=membership.LEARNERS_MAX):
+    def __init__(self, engine, auth, quota_bytes, learners_max=membership.LEARNERS_MAX):
         self.engine = engine
+        self.auth = auth
         self.set_quota(quota_bytes)
         self.members = Membership(engine.store, learners_max)
         self.alarms = Alarms(engine.store)
@@ -189,7 +193,8 @@ class ColdPath:
     def entry(self, index, term, entry_type, data, batch, waited=True):
         """Apply one committed entry that is not the KV service's; writes go into `batch`.
 
-        Returns (RPC id, error id, response bytes) for whoever waits (`waited`), or None when nobody can.
+        Returns (RPC id, error id, response bytes or text of the error) for whoever waits (`waited`), or None when
+        nobody can.
         Errors: UnknownEntry, MembershipError: the member must stop.
         """
         if entry_type == ENTRY_CONF_CHANGE:
@@ -200,11 +205,27 @@ class ColdPath:
         if own is not None:
             self.members.carry_out(own, batch)
             return None
+        try:
+            field, request, head = messages.internal(data)
+            if field in AUTH_FIELDS:
+                return self._auth(field, request, head, index, batch)
+        except WireError as fault:
+            raise UnknownEntry(f"entry {index}: {len(data)} bytes that are no request: {fault}") from None
         request = _decode_request(index, data)
         if request.HasField("alarm"):
             return self._alarm_id, 0, self._alarm(request.alarm, batch)
         named = ", ".join(found.name for found, _ in request.ListFields() if found.name != "header")
         raise UnknownEntry(f"entry {index}: request {named or 'without content'}")
+
+    def _auth(self, field, request, head, index, batch):
+        method, status, answer = self.auth.store.carry_out(field, request, head, index, batch)
+        if status:
+            return method, status, answer
+        return method, 0, messages.with_header(self._header_bytes(), answer)
+
+    def _header_bytes(self):
+        holder = _pb().AuthEnableResponse()
+        return self._header(holder).SerializeToString()
 
     def _conf_change(self, change, batch, waited):
         """A refused change leaves everything as it was, and its error goes to whoever proposed it."""

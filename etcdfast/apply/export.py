@@ -44,6 +44,8 @@ def export(store_path, path, conf_state=None, reserve_bytes=RESERVE_BYTES):
     with bbolt.Writer(path) as writer:
         others, leases = _copy_revisions(store, writer, _SpaceGuard(path, reserve_bytes))
         version = _storage_version(others)
+        # A new store of etcd's has it, as its first change; ours counts from there without it.
+        others.setdefault(buckets.AUTH_REVISION, (1).to_bytes(8, "big"))
         others.update(_meta(others, index, term, version, conf_state))
         _copy_others(others, leases, writer)
         # Not synced: it lives in the page cache for as long as somebody reads it, and syncing would hold up the log.

@@ -19,6 +19,7 @@ from etcdfast._ext.servicegate import ServiceGate
 from etcdfast._ext.tokenpage import TokenPage, format_tokens
 from etcdfast._ext.watchhub import WatchHub
 from etcdfast.apply import elections, importing, locks
+from etcdfast.apply.auth.rpcs import Auth
 from etcdfast.apply.autocompact import AutoCompaction
 from etcdfast.apply.cold import ColdPath
 from etcdfast.apply.compaction import Compactor
@@ -161,17 +162,19 @@ class Process:
         self.engine = Engine(loop, store, housekeeper, self.page, self.consensus_page)
         exports = self.exports = Exports(store, self._snap_dir, lambda: os.eventfd_write(self._doorbell, 1))
         exports.attach(loop)
+        auth = self.auth = Auth(self.engine, loop.ops.auth, self.tokens, self._doorbell, config)
         services = Services(
             Space(self.engine, mvcc),
             ServiceGate(loop),
-            locks.HANDLERS | elections.HANDLERS | exports.handlers,
+            locks.HANDLERS | elections.HANDLERS | exports.handlers | auth.handlers,
             config.max_request_bytes,
             request_timeout_ns,
         )
         services.tick(time.monotonic_ns())
         services.on_lead = self._lead
         self.auto_compaction = AutoCompaction(services, config.auto_compaction_mode, config.auto_compaction_amount)
-        self.cold = ColdPath(self.engine, config.quota_bytes, config.max_learners)
+        services.start(auth.keep())
+        self.cold = ColdPath(self.engine, auth, config.quota_bytes, config.max_learners)
         loop.attach_cold(self.cold, services, exports)
         log.info(
             "loaded the key-value store",
@@ -189,6 +192,7 @@ class Process:
         self._config = config
         self.page[_WORDS["quota_bytes"]] = config.quota_bytes
         self.cold.set_quota(config.quota_bytes)
+        self.auth.reload(config)
 
     def _lead(self, leads):
         """Who leads has changed: the leader alone compacts by itself."""
@@ -202,6 +206,7 @@ class Process:
     def close(self):
         """Everything applied is in RocksDB's files when this returns."""
         self.exports.close()
+        self.auth.close()
         self.loop.store_applied()
         index = self.loop.stored_index
         self.store.close()

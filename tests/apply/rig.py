@@ -24,6 +24,9 @@ _FIELDS = {
     "watch_progress_seconds": 600.0,
     "auto_compaction_mode": "periodic",
     "auto_compaction_amount": 0,
+    "auth_token": "simple",
+    "auth_token_ttl": 300,
+    "bcrypt_cost": 4,
 }
 # What apply reads of the configuration.
 Config = namedtuple("Config", _FIELDS, defaults=_FIELDS.values())

@@ -11,6 +11,7 @@ from etcdfast.apply import buckets
 from etcdfast.apply.cold import ColdPath, UnknownEntry
 from etcdfast.apply.membership import MembershipError
 from etcdfast.cluster.membership import ADD_LEARNER_NODE, ADD_NODE, REMOVE_NODE, UPDATE_NODE
+from tests.apply.authrig import bare_auth
 
 ME = 0x8E9E05C52164694D
 
@@ -57,9 +58,13 @@ class Engine:
         return key == b"kept"
 
 
+def cold_path(engine):
+    return ColdPath(engine, bare_auth(engine.store), 0)
+
+
 @pytest.fixture
 def cold():
-    return ColdPath(Engine(), 0)
+    return cold_path(Engine())
 
 
 def rpc_id(service, method):
@@ -114,7 +119,7 @@ def test_members_survive_a_restart(cold):
     )
     cold.entry(3, 2, 0, request, cold.engine.store)
     cold.entry(4, 2, 0, internal(cluster_version_set={"ver": "3.7.0"}), cold.engine.store)
-    again = ColdPath(Engine(cold.engine.store), 0)
+    again = cold_path(Engine(cold.engine.store))
     assert again.members.members == cold.members.members
     assert (again.members.cluster_version, again.members.storage_version) == ("3.7.0", "3.7.0")
     listed = rpc_pb2.MemberListResponse.FromString(again.call(rpc_id("Cluster", "MemberList"), b"")[1])
@@ -172,7 +177,7 @@ def test_alarm_is_raised_listed_and_disarmed(cold):
     assert alarm(action=1, memberID=ME, alarm=1) == [(ME, 1)]
     assert alarm(action=1, memberID=ME, alarm=0) == []
     assert cold.engine.alarm_bits == 1
-    assert ColdPath(Engine(store), 0).alarms.raised() == [(ME, 1)]
+    assert cold_path(Engine(store)).alarms.raised() == [(ME, 1)]
     status = rpc_pb2.StatusResponse.FromString(cold.call(rpc_id("Maintenance", "Status"), b"")[1])
     assert list(status.errors) == [f"memberID:{ME} alarm:NOSPACE "]
     assert alarm(action=0) == [(ME, 1)]
