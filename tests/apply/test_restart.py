@@ -318,8 +318,8 @@ def test_a_gap_in_the_log_stops(tmp_path):
 
 def test_an_unknown_request_stops(tmp_path):
     rig = Rig(tmp_path / "store")
-    rig.entry(raft_internal_pb2.InternalRaftRequest(header={"ID": 1}, auth_enable={}).SerializeToString())
-    with pytest.raises(UnknownEntry, match="auth_enable"):
+    rig.entry(raft_internal_pb2.InternalRaftRequest(header={"ID": 1}, range={"key": b"k"}).SerializeToString())
+    with pytest.raises(UnknownEntry, match="range"):
         rig.turn()
     rig.close(flush=False)
 

@@ -76,11 +76,11 @@ def test_a_call_takes_its_road(frontend, service, method, body, ring, kind):
         ),
         ("etcdserverpb.KV", "Nothing", b"", "UNIMPLEMENTED", "unknown method Nothing for service etcdserverpb.KV"),
         (
-            "etcdserverpb.Auth",
-            "AuthEnable",
+            "etcdserverpb.Maintenance",
+            "Downgrade",
             b"",
             "UNIMPLEMENTED",
-            "unknown method AuthEnable for service etcdserverpb.Auth",
+            "unknown method Downgrade for service etcdserverpb.Maintenance",
         ),
         ("no.Such", "Thing", b"", "UNIMPLEMENTED", "unknown service no.Such"),
         (
