@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make run [ARGS=...]   build and serve on 127.0.0.1:2379; ARGS are flags of etcdfast"
 	@echo "make build            system packages, .venv, extensions (nothing to do when up to date)"
-	@echo "make test [ARGS=...]  build and run all tests; ARGS go to pytest"
+	@echo "make test [ARGS=...]  build and run all tests; ARGS go to pytest (-n 0: one after the other, as -s needs it)"
 	@echo "make asan [ARGS=...]  tests under AddressSanitizer and UBSan, in a copy below build/"
 	@echo "make soak             a thousand rounds of kill -9, of cluster faults, ten long differential runs (two hours)"
 	@echo "make bench [ARGS=...] side-by-side run against real etcd (bench/compare.py)"
@@ -22,7 +22,7 @@ run: build
 	@exec $(BIN)/etcdfast $(ARGS)
 
 test: build
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n auto $(ARGS)
 
 asan: build
 	@exec scripts/asan $(ARGS)

@@ -61,7 +61,7 @@ def image(rig):
     return current, compacted, newest.hash, newest.compact_revision, older, whole.hash
 
 
-@pytest.mark.parametrize("seed", [random.SystemRandom().randrange(1 << 30)])
+@pytest.mark.parametrize("seed", [random.SystemRandom().randrange(1 << 30)], ids=["seed"])
 def test_equal_logs_make_equal_stores_however_they_are_cut(tmp_path, seed):
     print(f"seed {seed}")
     rng = random.Random(seed)

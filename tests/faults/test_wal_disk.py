@@ -127,7 +127,7 @@ def test_slow_disk_gathers_a_batch(tmp_path):
     assert stats["fsyncs"] <= 4
     assert sum(stats["fsync_bucket"]) == stats["fsyncs"]
     assert stats["fsync_nanoseconds"] >= 200_000_000
-    assert sum(stats["fsync_bucket"][8:10]) >= 1  # 128-512 ms
+    assert sum(stats["fsync_bucket"][8:]) >= 1  # 128 ms and more
     assert len(wal.read(directory).entries) == 1001
 
 

@@ -332,7 +332,7 @@ p._run = run
 """
 
 
-@pytest.mark.parametrize("seed", [SEED, 1, 2, 3])
+@pytest.mark.parametrize("seed", [SEED, 1, 2, 3], ids=["random", "1", "2", "3"])
 def test_nothing_is_counted_when_all_are_gone(seed):
     print(f"seed {seed}")
     rng = random.Random(seed)

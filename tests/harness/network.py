@@ -17,11 +17,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Protocol
 
+from .claims import claim
 from .ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,7 +101,7 @@ class Namespaces:
     def __init__(self) -> None:
         _sweep()
         Namespaces._made += 1
-        self._subnet = _free_subnet(os.getpid() + Namespaces._made)
+        self._subnet, self._claim = _free_subnet(os.getpid() + Namespaces._made)
         self.name = f"{PREFIX}{os.getpid()}-{self._subnet.replace('.', '-')}"
         self._bridge = f"ef{os.getpid():x}-{self._subnet.split('.')[2]}"  # names of devices have 15 bytes
         self._members: list[int] = []
@@ -161,6 +163,7 @@ class Namespaces:
             _ip("netns", "del", self._space(member), check=False)
         _ip("link", "del", self._bridge, check=False)
         self._members.clear()
+        self._claim.close()
         _open_networks.discard(self)
 
     def _outer(self, member: int) -> str:
@@ -287,12 +290,13 @@ def _mac(member: int) -> str:
     return f"02:ef:00:00:00:{member:02x}"
 
 
-def _free_subnet(start: int) -> str:
+def _free_subnet(start: int) -> tuple[str, socket.socket]:
+    """A network that no device here has, and the claim that keeps other test processes from it until it is closed."""
     used = _ip("-4", "route", "show")
     for number in range(start, start + 256):
         subnet = f"198.18.{number % 256}"
-        if f"{subnet}.0/24" not in used:
-            return subnet
+        if f"{subnet}.0/24" not in used and (claimed := claim("network", number % 256)) is not None:
+            return subnet, claimed
     raise RuntimeError("no free network in 198.18.0.0/16")
 
 

@@ -189,6 +189,8 @@ def produce(fd, bell, room_bell, seed, count, deadline_ms):
     return 0
 
 
+# A worker of pytest-xdist has a thread of its own, of which the child needs nothing.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_two_processes_lose_neither_record_nor_wake_up():
     """Both sides sleep whenever they can; a lost wake-up would be a poll that ends without an event."""
     seed, count, deadline_ms = 7, 30_000, 20_000
