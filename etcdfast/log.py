@@ -9,8 +9,11 @@ of several processes on one pipe or file do not mix (up to PIPE_BUF bytes on a p
 
 import json
 import os
+import socket
 import sys
 import time
+
+from etcdfast.logfile import OPEN_FLAGS, RotatingFile
 
 DEBUG, INFO, WARN, ERROR, FATAL = range(5)
 _NAMES = ("debug", "info", "warn", "error", "fatal")
@@ -19,40 +22,72 @@ _ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 _level = INFO
 _console = False
-_outputs = [2]
+_outputs = [2]  # descriptors
 _files = {}  # path -> descriptor of the outputs that are files
+_rotating = None  # RotatingFile
+_journal = None  # socket
+
+JOURNAL = "systemd/journal"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+_PRIORITIES = (b"7", b"6", b"4", b"3", b"2")  # syslog's, by level
 
 
 class LogError(Exception):
     """A log output that cannot be opened; one line for the user."""
 
 
-def configure(level="info", outputs=("default",), form="json"):
+def configure(level="info", outputs=("default",), form="json", rotation=None):
     """Set level, outputs and form for this process.
 
-    `outputs` holds "default" or "stderr", "stdout", or paths that lines are appended to.
-    Raises LogError when a file cannot be opened.
+    `outputs` holds "default" or "stderr", "stdout", "systemd/journal", or paths that lines are appended to; with
+    `rotation` (maxsize, ... as in `logfile.py`) the one path is a file that rotates.
+    Raises LogError when one cannot be opened.
     """
-    global _level, _console, _outputs, _files
-    opened, files = [], {}
+    global _console, _outputs, _files, _rotating, _journal
+    opened, files, rotating, journal = [], {}, None, None
     for output in outputs or ("default",):
-        if output in ("default", "stderr", "systemd/journal"):  # systemd reads stderr into its journal
-            opened.append(2)
-        elif output == "stdout":
-            opened.append(1)
-        else:
-            try:
+        try:
+            if output in ("default", "stderr"):
+                opened.append(2)
+            elif output == "stdout":
+                opened.append(1)
+            elif output == JOURNAL:
+                journal = _connect_journal()
+            elif rotation is not None:
+                rotating = RotatingFile(output, rotation)
+            else:
                 files[output] = _open(output)
-            except OSError as err:
-                raise LogError(f"cannot open log output {output}: {err.strerror}") from None
-            opened.append(files[output])
+                opened.append(files[output])
+        except OSError as err:
+            if output == JOURNAL:
+                reason = f"dial unixgram {JOURNAL_SOCKET}: connect: {err.strerror.lower()}"
+                raise LogError(f"can't find journal ({reason})") from None
+            raise LogError(f"couldn't open sink {json.dumps(output)}: open {output}: {err.strerror.lower()}") from None
+    if _journal is not None:
+        _journal.close()
     set_level(level)
     _console = form == "console"
-    _outputs, _files = list(dict.fromkeys(opened)), files
+    _outputs, _files, _rotating, _journal = list(dict.fromkeys(opened)), files, rotating, journal
 
 
 def _open(path):
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return os.open(path, OPEN_FLAGS, 0o600)
+
+
+def _connect_journal():
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        journal.connect(JOURNAL_SOCKET)
+    except OSError:
+        journal.close()
+        raise
+    return journal
+
+
+def _journal_entry(level, line):
+    # A field whose text has line ends is sent with its length.
+    message = b"MESSAGE\n%b%b\n" % (len(line).to_bytes(8, "little"), line)
+    return b"PRIORITY=%b\nSYSLOG_IDENTIFIER=etcdfast\n%b" % (_PRIORITIES[level], message)
 
 
 def set_level(level):
@@ -71,6 +106,7 @@ def reopen():
         # Under the old number, in one step: a thread that is writing never meets a number of something else.
         os.dup2(newer, fd, inheritable=False)
         os.close(newer)
+    # A file that rotates is found by its name at every line.
 
 
 def enabled(level):
@@ -99,12 +135,20 @@ def _write(level, message, fields):
     else:
         record = {"level": _NAMES[level], "ts": _timestamp(), "caller": _caller(), "msg": message, **named}
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), default=str)
-    data = line.encode(errors="backslashreplace") + b"\n"
+    text = line.encode(errors="backslashreplace")
+    data = text + b"\n"
     for fd in _outputs:
         try:
             os.write(fd, data)
         except OSError:  # a full disk or a closed pipe must not stop the member
             pass
+    try:
+        if _rotating is not None:
+            _rotating.write(data)
+        if _journal is not None:
+            _journal.send(_journal_entry(level, text), socket.MSG_DONTWAIT)
+    except OSError:
+        pass
 
 
 def debug(message, **fields):

@@ -1,6 +1,7 @@
 STATUS_PAGE_BYTES: int
 RECORD_HEADER_BYTES: int
 KINDS: dict[str, int]
+ALIVE_WORD: int
 NOBODY: int
 SELF: int
 FLAG_NEW_ID: int

@@ -31,6 +31,9 @@ NOBODY = IPC_NOBODY
 SELF = IPC_SELF
 FLAG_NEW_ID = IPC_FLAG_NEW_ID
 
+# Of both pages, written and read by Python alone: CLOCK_MONOTONIC when the loop last came round, 0 before it runs.
+ALIVE_WORD = 63
+
 CONSENSUS_WORDS = {
     "member_id": ST_MEMBER_ID, "cluster_id": ST_CLUSTER_ID, "term": ST_TERM, "leader": ST_LEADER,
     "commit_index": ST_COMMIT_INDEX, "last_index": ST_LAST_INDEX, "handed_index": ST_HANDED_INDEX,
@@ -39,7 +42,7 @@ CONSENSUS_WORDS = {
     "ready": ST_CONSENSUS_READY, "opened": ST_CONSENSUS_OPENED, "leader_elected_ns": ST_LEADER_ELECTED_NS,
     "leader_lost_ns": ST_LEADER_LOST_NS, "connected_since_ns": ST_CONNECTED_SINCE_NS, "peers": ST_PEERS,
     "peers_active": ST_PEERS_ACTIVE, "leader_changes": ST_LEADER_CHANGES,
-    "proposals_forwarded": ST_PROPOSALS_FORWARDED,
+    "proposals_forwarded": ST_PROPOSALS_FORWARDED, "alive_ns": ALIVE_WORD,
 }
 APPLY_WORDS = {
     "applied_index": ST_APPLIED_INDEX, "applied_term": ST_APPLIED_TERM, "flushed_index": ST_FLUSHED_INDEX,
@@ -50,6 +53,7 @@ APPLY_WORDS = {
     "watch_streams": ST_WATCH_STREAMS, "watchers": ST_WATCHERS, "slow_watchers": ST_SLOW_WATCHERS,
     "watch_events": ST_WATCH_EVENTS, "leases": ST_LEASES, "leases_granted": ST_LEASES_GRANTED,
     "leases_revoked": ST_LEASES_REVOKED, "leases_renewed": ST_LEASES_RENEWED, "leases_expired": ST_LEASES_EXPIRED,
+    "alive_ns": ALIVE_WORD,
 }
 
 

@@ -8,6 +8,7 @@ INTERVAL_NS = 50_000_000
 FLUSH_AGE_NS = 30 * 10**9
 
 _LEADER, _MEMBER, _COMMIT = (ring.CONSENSUS_WORDS[word] for word in ("leader", "member_id", "commit_index"))
+_ALIVE = ring.ALIVE_WORD
 _FLUSHED = ring.APPLY_WORDS["flushed_index"]
 _DB_BYTES = ring.APPLY_WORDS["db_bytes"]
 _KEYS = ring.APPLY_WORDS["keys"]
@@ -60,6 +61,7 @@ class Housekeeper:
         return max(consensus[_COMMIT] - self._loop.applied_index, 0)
 
     def __call__(self, now_ns):
+        self._page[_ALIVE] = now_ns
         if self._error is not None:
             raise self._error
         self.sample()

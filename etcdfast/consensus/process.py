@@ -507,6 +507,7 @@ class Process:
 
     def _tick(self):
         loop, raft = self.loop, self.raft
+        self._show("alive_ns", time.monotonic_ns())
         raft.applied_to(loop.handed)
         raft.tick()
         loop.flush_hard_state()

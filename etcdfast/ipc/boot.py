@@ -25,6 +25,9 @@ EXIT_DISK = 74
 EXIT_RESTART = 75  # of consensus: start every process of the member anew (a received snapshot is in place)
 EXIT_REMOVED = 76  # of consensus: this member is no longer part of the cluster
 
+# Of mlockall(2). On fault: what is only reserved (rings, stacks) is not brought in.
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+
 _FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen reload_fd tokens"
 
 
@@ -94,6 +97,17 @@ def from_json(data):
     )
 
 
+def _lock_memory(boot):
+    """Keep every page that is used, now or later, out of swap. Ends the process when it may not."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
+        reason = os.strerror(ctypes.get_errno()).lower()
+        boot.tell_failed(f"cannot lock memory (--memory-mlock): {reason}; raise the limit of locked memory")
+        sys.exit(1)
+
+
 def receive(arguments):
     """Read the boot object, tie this process' life to the supervisor's, set up its log and its name.
 
@@ -114,5 +128,8 @@ def receive(arguments):
         os._exit(1)
     boot = from_json(data)
     proc.set_name(f"etcdfast-{boot.process}")
-    log.configure(boot.config.log_level, boot.config.log_outputs, boot.config.log_format)
+    config = boot.config
+    log.configure(config.log_level, config.log_outputs, config.log_format, config.log_rotation)
+    if config.memory_mlock:
+        _lock_memory(boot)
     return boot

@@ -31,17 +31,18 @@ def _bind_tcp(host, port, shared):
     return listener
 
 
-def _open_tcp(address, count):
+def _open_tcp(address, count, shared):
     host, port = split_host_port(address)
     listeners = []
-    if count > 1:
+    if count > 1 and not shared:
         # SO_REUSEPORT lets a second member of the same user join the port unseen. A socket without it
         # finds out who is there, and settles the port when 0 was asked for.
         with _bind_tcp(host, port, shared=False) as probe:
             probe.listen(1)
             port = probe.getsockname()[1]
     for _ in range(count):
-        listeners.append(_bind_tcp(host, port, shared=count > 1))
+        listeners.append(_bind_tcp(host, port, shared or count > 1))
+        port = listeners[0].getsockname()[1]
     return listeners
 
 
@@ -71,9 +72,10 @@ def client_urls(config):
     ]
 
 
-def open_listeners(wanted, frontends):
+def open_listeners(wanted, frontends, shared=False):
     """Bind and listen on every URL of [(url, role)]: [frontend][k] = (url, socket, role).
 
+    `shared`: another program may have the port open too (SO_REUSEPORT); connections are then divided among them.
     A port 0 is settled by the kernel; the URL returned has the real one.
     Raises StartError with a line that names the URL.
     """
@@ -82,7 +84,7 @@ def open_listeners(wanted, frontends):
         scheme, address = split_url(url)
         is_unix = scheme in ("unix", "unixs")
         try:
-            found = _open_unix(address, frontends) if is_unix else _open_tcp(address, frontends)
+            found = _open_unix(address, frontends) if is_unix else _open_tcp(address, frontends, shared)
             for listener in found:
                 listener.listen(BACKLOG)
         except OSError as err:

@@ -10,7 +10,8 @@ from etcdfast import log, version
 def _start(config, read_again):
     """Bring the member up and watch it until it ends; the signal that stopped it, None when it was removed."""
     from etcdfast._ext import proc
-    from etcdfast.config.checks import check_bootstrap
+    from etcdfast.config.checks import NO_FILES, check_bootstrap
+    from etcdfast.supervisor import oldlogs
     from etcdfast.supervisor.clienttls import check_client_tls
     from etcdfast.supervisor.datadir import is_new_member, open_data_dir
     from etcdfast.supervisor.listeners import client_urls, open_listeners
@@ -34,11 +35,15 @@ def _start(config, read_again):
         if is_new_member(config):
             check_bootstrap(config)
         check_client_tls(config)
-        (peer_listeners,) = open_listeners([(url, "peer") for url in config.listen_peer_urls], 1)
-        listeners = open_listeners(client_urls(config), config.frontend_count)
+        shared = config.socket_reuse_port
+        (peer_listeners,) = open_listeners([(url, "peer") for url in config.listen_peer_urls], 1, shared)
+        listeners = open_listeners(client_urls(config), config.frontend_count, shared)
         for url, _, role in listeners[0]:
             if role != "metrics" and url.startswith(("http:", "unix:")):
                 log.info("serving client traffic insecurely; this is strongly discouraged!", address=url)
+        if config.log_rotation:
+            (path,) = (output for output in config.log_outputs if output not in NO_FILES)
+            oldlogs.start(path, config.log_rotation)
         return Member(config, peer_listeners, listeners, lock_fd, read_again).run()
     finally:
         os.close(lock_fd)
@@ -61,7 +66,7 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = load(arguments, os.environ, log)
-        log.configure(config.log_level, config.log_outputs, config.log_format)
+        log.configure(config.log_level, config.log_outputs, config.log_format, config.log_rotation)
     except Answered as answer:
         sys.stdout.write(str(answer))
         return 0

@@ -13,7 +13,7 @@ from etcdfast.ipc.boot import EXIT_INTERNAL, EXIT_REMOVED, EXIT_RESTART
 from etcdfast.supervisor import children
 from etcdfast.supervisor.errors import StartError
 from etcdfast.supervisor.listeners import close_listeners
-from etcdfast.supervisor.notify import notify
+from etcdfast.supervisor.notify import Watchdog, notify
 from etcdfast.supervisor.plumbing import Plumbing
 from etcdfast.supervisor.reloading import read_reloadable
 
@@ -49,6 +49,7 @@ class Member:
         self._stop_signal = None
         self._wanted = None  # EXIT_RESTART or EXIT_REMOVED, once consensus ended with it
         self._restarts = deque(maxlen=RESTARTS_MAX)  # times, monotonic
+        self._watchdog = Watchdog()
         self._poll = select.poll()
         self._signals_read, signals_write = os.pipe()
         for fd in (self._signals_read, signals_write):
@@ -99,7 +100,8 @@ class Member:
         reason and the exit status when a process failed.
         """
         while self._goes_on():
-            self._turn(None)
+            self._turn(self._watchdog.seconds_left())
+            self._watchdog.turn(self._plumbing.pages, not self._waiting_ready)
             if self._wanted == EXIT_RESTART and self._goes_on():
                 self._restart()
             elif self._wanted == EXIT_REMOVED:

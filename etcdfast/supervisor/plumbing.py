@@ -7,7 +7,7 @@ after kill -9.
 import os
 from collections import namedtuple
 
-from etcdfast._ext.ring import STATUS_PAGE_BYTES, format_ring
+from etcdfast._ext.ring import STATUS_PAGE_BYTES, StatusPage, format_ring
 from etcdfast._ext.tokenpage import format_tokens
 from etcdfast.supervisor.errors import StartError
 
@@ -89,10 +89,12 @@ class Plumbing:
 
     def close_shared(self):
         """Close what only the children use, once they are started."""
+        self.pages = {name: StatusPage(fd) for name, fd in self.status_fds.items()}
         shared = (*self.ring_fds.values(), *self.status_fds.values(), *self.doorbells.values())
         for fd in (*shared, self.tokens_fd, self.life_read):
             os.close(fd)
 
     def close(self):
         """Close the rest, after `close_shared`, once no child is left."""
+        self.pages = {}
         os.close(self.life_write)

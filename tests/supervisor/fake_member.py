@@ -3,7 +3,8 @@
 The supervisor is the real one. FAKE_<PROCESS> in the environment (FAKE_APPLY, FAKE_FRONTEND0 ...) tells a
 stand-in how to behave: `die:N` exit with status N once up, `fail` refuse to start, `mute` never get
 ready, `fail-stop:N` exit with status N when told to stop, `stubborn` never stop (the supervisor then waits
-only a little), `on-usr1:N` exit with status N at SIGUSR1, `wait-usr1` get ready at SIGUSR1, `first:N` exit
+only a little), `on-usr1:N` exit with status N at SIGUSR1, `wait-usr1` get ready at SIGUSR1, `stuck` live
+without a sign of it, `first:N` exit
 with status N at the first start only.
 Each stand-in appends lines to the file FAKE_REPORT.
 """
@@ -12,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import time
 
 
 def report(line):
@@ -20,7 +22,7 @@ def report(line):
 
 
 def child():
-    from etcdfast._ext.ring import Ring, StatusPage
+    from etcdfast._ext.ring import ALIVE_WORD, Ring, StatusPage
     from etcdfast.ipc import boot as boot_module
 
     boot = boot_module.receive(sys.argv[2:])
@@ -30,6 +32,7 @@ def child():
         assert boot.process in peers_of(name), name
     for fd in boot.status.values():
         assert StatusPage(fd)[0] == 0
+    page = StatusPage(boot.status[boot.role]) if boot.role in boot.status else None
     stop_read, stop_write = os.pipe()
 
     def on_term(*_):
@@ -59,14 +62,17 @@ def child():
     if behaviour.startswith("die:"):
         sys.exit(int(behaviour[4:]))
     while True:
-        ready, _, _ = select.select([stop_read, boot.life_fd, hup_read], [], [])
+        if page is not None and behaviour != "stuck":
+            page[ALIVE_WORD] = time.monotonic_ns()
+        ready, _, _ = select.select([stop_read, boot.life_fd, hup_read], [], [], 0.05)
         if boot.life_fd in ready:
             os._exit(1)
         if hup_read in ready:
             os.read(hup_read, 10)
             boot.reload()
             continue
-        break
+        if stop_read in ready:
+            break
     report(f"end {boot.process}")
     if behaviour.startswith("fail-stop:"):
         sys.exit(int(behaviour.partition(":")[2]))

@@ -1,8 +1,13 @@
-"""SIGHUP: what comes to the processes, and systemd hears of it."""
+"""SIGHUP, rotation, and what systemd hears."""
 
+import contextlib
+import gzip
 import os
 import signal
 import socket
+import time
+
+import pytest
 
 from tests.supervisor.test_member import DEADLINE_SECONDS, start, wait_for  # noqa: F401 (fixture)
 
@@ -55,3 +60,41 @@ def test_log_files_are_opened_anew(start, tmp_path):  # noqa: F811
     assert member.wait_end() == -signal.SIGTERM
     assert "closed etcd server" in path.read_text()
     assert "closed etcd server" not in older.read_text()
+
+
+def heard_within(systemd, seconds):
+    """Everything said in the time."""
+    said = []
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        systemd.settimeout(left)
+        with contextlib.suppress(TimeoutError):
+            said.append(systemd.recv(100))
+    return said
+
+
+@pytest.mark.parametrize("consensus, pings", [("", True), ("stuck", False)])
+def test_the_watchdog_hears_of_loops_that_come_round(start, tmp_path, consensus, pings):  # noqa: F811
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(DEADLINE_SECONDS)
+        start(environ={"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "600000"}, consensus=consensus)
+        while systemd.recv(100) != b"READY=1":
+            pass
+        heard_within(systemd, 0.7)  # of the time when it was not ready yet
+        assert (b"WATCHDOG=1" in heard_within(systemd, 0.8)) == pings
+
+
+def test_rotated_files_are_tidied_up(start, tmp_path):  # noqa: F811
+    path = tmp_path / "etcd.log"
+    older = [tmp_path / f"etcd-2026-11-2{day}T00-00-00.000.log" for day in range(5)]
+    other = tmp_path / "etcd-mine.log"
+    for file in (*older, other):
+        file.write_text(file.name)
+    rotation = '{"maxbackups": 2, "compress": true}'
+    start(f"--log-outputs={path}", "--enable-log-rotation", f"--log-rotation-config-json={rotation}")
+    packed = [file.with_name(file.name + ".gz") for file in older[3:]]
+    wait_for(lambda: sorted(tmp_path.glob("etcd-*")) == sorted([*packed, other]), "packed or gone")
+    assert gzip.decompress(packed[0].read_bytes()).decode() == older[3].name
+    wait_for(lambda: "ready to serve client requests" in path.read_text(), "ready")

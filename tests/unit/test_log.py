@@ -65,7 +65,7 @@ def test_any_text_is_one_line(written):
 
 
 def test_a_file_that_cannot_be_opened_is_one_line_for_the_user(tmp_path):
-    with pytest.raises(log.LogError, match="^cannot open log output .*/no/log: No such file or directory$"):
+    with pytest.raises(log.LogError, match="^couldn't open sink .*/no/log: no such file or directory$"):
         log.configure(outputs=(str(tmp_path / "no" / "log"),))
 
 
