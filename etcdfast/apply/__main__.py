@@ -7,6 +7,7 @@ import sys
 from etcdfast import log
 from etcdfast._ext.applyloop import EntryCorrupt, SupervisorGone
 from etcdfast._ext.mvcc import StoreCorrupt
+from etcdfast.apply.auth.helper import HelperError
 from etcdfast.apply.cold import UnknownEntry
 from etcdfast.apply.importing import ImportStopped
 from etcdfast.apply.membership import MembershipError
@@ -62,6 +63,8 @@ def main(arguments):
         reason, status = f"the data is damaged or from another release: {err}", booting.EXIT_CORRUPTION
     except StoreError as err:
         reason, status = str(err), booting.EXIT_DISK
+    except HelperError as err:
+        reason, status = f"failed to create token provider: {err}", booting.EXIT_INTERNAL
     except Exception as err:  # the supervisor needs one line, whatever it was
         reason, status = f"apply failed: {err!r}", booting.EXIT_INTERNAL
     log.fatal(reason)

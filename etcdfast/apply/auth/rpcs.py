@@ -30,7 +30,7 @@ class Auth:
     apply, an eventfd; `config`: auth_token, auth_token_ttl, bcrypt_cost.
 
     store: AuthStore; handlers: for Services; active: step() has something to do, sooner or later.
-    Errors: HelperError when JWT keys cannot be used, ValueError for options that are none.
+    Errors: HelperError when there cannot be tokens: JWT keys that cannot be used, options that are none.
     """
 
     def __init__(self, engine, table, page, doorbell, config, clock=time.monotonic_ns):
@@ -196,7 +196,10 @@ def _text(payload):
 
 
 def _tokens(config, page, doorbell, clock):
-    kind, options, unknown = authtoken.parse(config.auth_token)
+    try:
+        kind, options, unknown = authtoken.parse(config.auth_token)
+    except ValueError as err:
+        raise HelperError(str(err)) from None
     if kind == "jwt":
         if unknown:
             log.warn("unknown JWT options", keys=unknown)
