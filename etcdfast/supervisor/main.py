@@ -33,6 +33,10 @@ def _start(config, read_again):
     lock_fd = open_data_dir(config)
     try:
         if is_new_member(config):
+            if config.discovery_srv:
+                from etcdfast.supervisor.srv import find_cluster
+
+                config = config._replace(initial_cluster=find_cluster(config))
             check_bootstrap(config)
         check_client_tls(config)
         shared = config.socket_reuse_port
