@@ -408,10 +408,10 @@ class Process:
             pass  # who asked runs into its deadline, as in etcd
 
     def _signalled(self, numbers):
+        if signal.SIGHUP in numbers:
+            self._boot.reload()
         if signal.SIGTERM in numbers:
             self._stopping = True
-        elif signal.SIGHUP in numbers:
-            self._boot.reload()
 
     # ---- rare events -----------------------------------------------------------------------------
 
