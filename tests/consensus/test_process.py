@@ -59,6 +59,12 @@ def test_a_first_start_shows_apply_the_entries_of_an_etcd(config):
         assert member.word("ready") == 1
 
 
+def test_a_first_start_on_a_slow_disk_writes_the_same_entries(config):
+    with Member(config, wal={"faults": "fdatasync:1+:delay=250000"}) as member:  # longer than a tick
+        records = member.start()
+        assert [(r["kind"], r["index"]) for r in records] == [*((ENTRY, index) for index in range(1, 5)), (HARD, 4)]
+
+
 def test_requests_are_wrapped_and_find_their_way_back(config):
     messages = {
         "Put": put(b"k"),
