@@ -14,7 +14,7 @@ from etcdfast._ext.frontconn cimport READ_BYTES, conn_t, loop_t
 from etcdfast._ext.netsys cimport MSG_NOSIGNAL, recv, send
 from etcdfast._ext.tlsconn cimport (
     TLS_AGAIN, TLS_NAME_BYTES_MAX, tls_close, tls_conn, tls_error, tls_has_peer, tls_more, tls_peer_name, tls_recv,
-    tls_send, tls_unsent,
+    tls_send, tls_shutdown, tls_unsent,
 )
 
 cdef enum:
@@ -46,6 +46,8 @@ cdef inline ssize_t transport_recv(loop_t *loop, conn_t *conn) noexcept nogil:
         conn.readable = conn.peer_done and not conn.tls.recv_needs_write
         return 0
     if n <= 0:
+        if n == 0:
+            tls_shutdown(conn.tls)     # a goodbye is answered
         return -1
     conn.readable = tls_more(conn.tls) or conn.peer_done
     return n

@@ -30,8 +30,8 @@ cdef enum:
     TLS_NAME_BYTES_MAX = 256
     TLS_USELESS_MAX = 16           # records in a row that carry nothing for the application (as in Go)
     TLS_CERTS_BYTES_MAX = 65536    # of a peer's certificates (Go: the same)
-    # What an open connection costs, measured as growth of the heap with 2000 of them: SSL and its state, peer's chain.
-    TLS_CONN_BYTES = 40960
+    # What an open connection costs more than a plain one: growth of the process over 1000 of them that show certificates.
+    TLS_CONN_BYTES = 34816
 
 
 ctypedef struct tls_rules:

@@ -63,7 +63,8 @@ class Frontend:
     def __init__(
         self, answer=default_answer, answer_ring_bytes=4 << 20, start_thread=True, prelude="", env=None, **config
     ):
-        # `prelude` is Python that the frontend process runs before its module, to change what is no setting.
+        # `prelude` is Python that the frontend process runs before its module, to change what is no setting. With a
+        # `cert_file` its listener is one of TLS.
         self.answer = answer
         self.seen = []  # records other than requests, and requests when `keep`
         self.lock = threading.Lock()
@@ -72,6 +73,7 @@ class Frontend:
         self.address = f"127.0.0.1:{self.port}"
         flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
         self.own_bell, frontend_bell = os.eventfd(0, flags), os.eventfd(0, flags)
+        scheme = "https" if "cert_file" in config else "http"
         fds = {}
         for name, size in (("f0c", REQUEST_RING_BYTES), ("f0a", REQUEST_RING_BYTES), ("af0", answer_ring_bytes)):
             fds[name] = os.memfd_create(name)
@@ -105,7 +107,7 @@ class Frontend:
                 "status": pages,
                 "ready": ready_write,
                 "life": life_read,
-                "listen": [[f"http://{self.address}", self.listener.fileno(), "client"]],
+                "listen": [[f"{scheme}://{self.address}", self.listener.fileno(), "client"]],
             },
         }
         self.process = subprocess.Popen(

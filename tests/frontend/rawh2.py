@@ -38,12 +38,16 @@ def request_headers(path="/etcdserverpb.KV/Put", **more):
 class Client:
     """One connection. `frames` gathers what was read: (kind, flags, stream, payload)."""
 
-    def __init__(self, port, greet=True, deadline_seconds=10.0, receive_buffer=None):
+    def __init__(self, port, greet=True, deadline_seconds=10.0, receive_buffer=None, tls=None):
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            # `tls` is an ssl.SSLContext.
+            self.socket.settimeout(deadline_seconds)
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         self.deadline_seconds = deadline_seconds
         self.encoder = hpack.Encoder()
         self.decoder = hpack.Decoder()

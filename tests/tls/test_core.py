@@ -526,7 +526,7 @@ def test_cut_off_anywhere(ca, server, alice):
         wire, passed = Wire(context, client), 0
         for _ in range(4):
 
-            def pass_some(data):
+            def pass_some(data, keep=keep):
                 nonlocal passed
                 data = data[: max(0, keep - passed)]
                 passed += len(data)
