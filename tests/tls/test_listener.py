@@ -260,16 +260,14 @@ def test_many_connections(frontend, context):
 
 @pytest.mark.skipif(OPENSSL is None, reason="the command openssl is not installed")
 def test_renegotiation_is_refused(frontend, ca, alice, bystander):
-    said = _s_client(frontend, ca, alice, "-tls1_2", typed="R\n")
-    assert "no renegotiation" in said.lower() or "secure renegotiation is" in said.lower()
-    assert "verify return:1\nDone" not in said
+    assert "no renegotiation" in _s_client(frontend, ca, alice, "-tls1_2", typed="R\n")
 
 
 @pytest.mark.skipif(OPENSSL is None, reason="the command openssl is not installed")
 def test_key_updates_without_end_are_refused(frontend, ca, alice, bystander):
     assert "KEYUPDATE" in _s_client(frontend, ca, alice, "-tls1_3", typed="K\n", ends=False)
     before = descriptors(frontend)
-    _s_client(frontend, ca, alice, "-tls1_3", typed="K\n" * 60)
+    assert "did not close" not in _s_client(frontend, ca, alice, "-tls1_3", typed="K\n" * 60)
     wait_until(lambda: descriptors(frontend) <= before, "the end of the connection")
 
 
