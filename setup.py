@@ -53,6 +53,8 @@ EXTENSIONS = {
     "frontconn": ["nghttp2"],  # sockets of a frontend: accept, read, write, close
     "frontpost": ["nghttp2"],  # requests into the rings, in order
     "frontevents": ["nghttp2"],  # watch events out of a ring to the many who watch
+    "fronthttp": ["nghttp2"],  # HTTP/1.1 and plain HTTP/2 requests of a frontend, for Python
+    "jsonwire": [],  # JSON of the gateway to and from protobuf wire bytes
     "frontloop": ["nghttp2"],  # epoll loop of a frontend process
     "mvcc": [],  # key-value state of apply: changes to index and RocksDB batch
     "rangeread": [],  # KV.Range: sorted, filtered, in slices

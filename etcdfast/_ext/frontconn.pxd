@@ -15,8 +15,6 @@ from etcdfast._ext.tlsconn cimport tls_conn, tls_ctx
 cdef enum:
     READ_BYTES = 65536
     EVENTS_MAX = 256
-    HANDOFFS_MAX = 128
-    HANDOFF_BYTES_MAX = 8192
     ACCEPTS_PER_TURN = 64
     CREDIT_STEP_BYTES = 32768      # CREDIT is given in steps of this, or when all is sent
     CREDIT_COUNTED_BYTES = 4096    # for streams that never end
@@ -43,6 +41,14 @@ cdef enum:
     CONN_CLOSING = 2   # GOAWAY is written, then it lingers
     CONN_LINGER = 3    # our side is shut, the rest is read and dropped
     CONN_HANDSHAKE = 5 # of TLS; CONN_SNIFF follows
+    CONN_HTTP1 = 4     # bytes go to Python and come from there: fronthttp.pxd
+
+# What a listener serves.
+cdef enum:
+    ROLE_CLIENT = 0    # gRPC and HTTP
+    ROLE_GRPC = 1
+    ROLE_HTTP = 2      # no gRPC
+    ROLE_METRICS = 3   # no gRPC, and Python answers only some paths
 
 
 ctypedef struct conn_t:
@@ -79,12 +85,20 @@ ctypedef struct conn_t:
     bint has_cert          # the client showed a certificate, and it was verified
     char *cert_name        # its CN, NULL when it has none; owned, ended by a NUL
     uint32_t cert_name_size
+    uint32_t listener      # index of the listener it came by
+    # of HTTP/1.1
+    uint8_t *arrived       # bytes for Python; owned
+    uint32_t arrived_size
+    uint32_t arrived_room
+    bint arrived_told      # and nothing more is read until Python took them
+    bint read_off          # Python wants no more for now
 
 
-ctypedef struct handoff_t:
-    int fd
-    uint32_t size
-    uint8_t data[HANDOFF_BYTES_MAX]
+ctypedef struct told_t:
+    uint32_t slot          # of a connection that has news for Python
+    uint32_t generation
+    uint32_t stream
+    uint32_t kind          # TOLD_* of fronthttp.pxd
 
 
 ctypedef struct late_t:
@@ -167,8 +181,11 @@ ctypedef struct loop_t:
     uint64_t drain_since_ns
     int drain_step
     bint answers_wait      # records from apply are left for the next turn
-    handoff_t *handoffs
-    uint32_t handoff_count
+    told_t *told
+    uint32_t told_count
+    uint32_t told_room
+    bint python_due        # a second has passed, or somebody knocked
+    uint8_t *roles         # by listener
     bint woken
     bint life_gone
     uint64_t turns
@@ -199,5 +216,13 @@ cdef void conn_sweep(loop_t *loop) noexcept nogil
 cdef bint conn_shed(loop_t *loop) noexcept nogil
 # One step of the graceful end.
 cdef void conn_drain(loop_t *loop) noexcept nogil
+# Bytes of Python's; what the socket does not take is kept. The connection may be gone afterwards.
+cdef void conn_say(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil
+# Close when all is written.
+cdef void conn_finish(loop_t *loop, conn_t *conn) noexcept nogil
+# Close now.
+cdef void conn_drop(loop_t *loop, conn_t *conn) noexcept nogil
+# Python has taken what arrived, or wants to be read again.
+cdef void conn_read_on(loop_t *loop, conn_t *conn) noexcept nogil
 # At the end of the process: close everything.
 cdef void conn_free_all(loop_t *loop) noexcept nogil

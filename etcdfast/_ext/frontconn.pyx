@@ -9,12 +9,13 @@ from etcdfast._ext.errids cimport ERR_STOPPED
 from etcdfast._ext.fronttls cimport (
     HANDSHAKE_TURN_NS, end_tls, keep_identity, note_rejected, shake_enter, shake_leave, transport_recv, transport_send,
 )
+from etcdfast._ext.fronthttp cimport TOLD_GONE, TOLD_WRITABLE, http_arrived, http_tell
 from etcdfast._ext.grpcwire cimport GRPC_UNAVAILABLE
 from etcdfast._ext.h2budget cimport heaviest, hold, over_budget
 from etcdfast._ext.h2stream cimport h2_end, h2_say, h2_serve_grants
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.http2 cimport (
-    h2_close, h2_feed, h2_finished, h2_goaway_frame, h2_open, h2_ping, h2_pull, h2_shutdown,
+    h2_close, h2_feed, h2_finished, h2_goaway_frame, h2_open, h2_open_calls, h2_ping, h2_pull, h2_shutdown,
 )
 from etcdfast._ext.netsys cimport *
 from etcdfast._ext.nghttp2 cimport NGHTTP2_ENHANCE_YOUR_CALM
@@ -106,6 +107,12 @@ cdef void close_h2(conn_t *conn) noexcept nogil:
     if h2 != NULL:
         h2_close(h2)
         conn.loop.closing_bytes += conn.pending_size + conn.tls_held
+    if conn.state == CONN_HTTP1:
+        conn.state = CONN_CLOSING
+        free(conn.arrived)
+        conn.arrived = NULL
+        conn.arrived_size = conn.arrived_room = 0
+        http_tell(conn.loop, conn, 0, TOLD_GONE)
 
 
 cdef inline void pending_grew(loop_t *loop, conn_t *conn, int64_t more) noexcept nogil:
@@ -137,14 +144,13 @@ cdef void free_pending(loop_t *loop, conn_t *conn) noexcept nogil:
     conn.pending_size = conn.pending_sent = 0
 
 
-cdef void free_conn(loop_t *loop, conn_t *conn, bint keep_fd) noexcept nogil:
+cdef void free_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     """Forget the connection. Precondition: it is not in the ready list."""
     close_h2(conn)
     free_pending(loop, conn)
     close_tls(loop, conn)
     free(conn.cert_name)
-    if not keep_fd:
-        close_fd(conn.fd)
+    close_fd(conn.fd)
     conn.used = False
     conn.generation = (conn.generation + 1) & 0x7FFFFFFF
     conn.free_next = loop.free_conns
@@ -164,7 +170,7 @@ cdef void drop_conn(loop_t *loop, conn_t *conn) noexcept nogil:
         conn.linger_until_ns = 0
         conn.lingered_bytes = LINGER_BYTES_MAX
         return
-    free_conn(loop, conn, False)
+    free_conn(loop, conn)
 
 
 cdef void shed_handshakes(loop_t *loop) noexcept nogil:
@@ -175,7 +181,7 @@ cdef void shed_handshakes(loop_t *loop) noexcept nogil:
         after = conn.shake_next
         if not conn.in_ready and loop.server.now_ns - conn.read_ns > NS:
             note_rejected(loop, conn, b"TLS handshake: too many under way")
-            free_conn(loop, conn, False)
+            free_conn(loop, conn)
         conn = after
 
 
@@ -205,10 +211,11 @@ cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil:
             close_fd(fd)
             return
         conn.fd = fd
+        conn.listener = listener
         if loop.listener_tls[listener]:
             conn.tls = tls_open(loop.tls, fd, True, NULL)
             if conn.tls == NULL:
-                free_conn(loop, conn, False)
+                free_conn(loop, conn)
                 return
             conn.state = CONN_HANDSHAKE
             shake_enter(loop, conn)
@@ -217,7 +224,7 @@ cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil:
         event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | <uint32_t>EPOLLET
         event.data.u64 = <uint64_t>conn.generation << 32 | conn.slot
         if epoll_ctl(loop.epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0:
-            free_conn(loop, conn, False)
+            free_conn(loop, conn)
             return
         loop.accepted += 1
 
@@ -278,7 +285,11 @@ cdef bint write_pending(loop_t *loop, conn_t *conn) noexcept nogil:
 cdef void kill_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     """The peer broke a rule: GOAWAY with the reason, then close."""
     cdef uint8_t frame[64]
-    cdef uint32_t size = h2_goaway_frame(conn.h2, frame)
+    cdef uint32_t size
+    if conn.state == CONN_HTTP1:
+        drop_conn(loop, conn)
+        return
+    size = h2_goaway_frame(conn.h2, frame)
     close_h2(conn)
     if loop.closing_bytes > CLOSING_BYTES_MAX:
         drop_conn(loop, conn)
@@ -294,6 +305,10 @@ cdef void kill_conn(loop_t *loop, conn_t *conn) noexcept nogil:
 cdef void flush_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     """One write of everything the connection has to say, up to H2_OUT_BYTES."""
     cdef int rc
+    if conn.state == CONN_HTTP1:
+        if conn.h2.fatal:
+            drop_conn(loop, conn)
+        return
     if conn.pending != NULL:
         return     # EPOLLOUT goes on
     rc = h2_pull(conn.h2)
@@ -351,25 +366,23 @@ cdef void on_writable(loop_t *loop, conn_t *conn) noexcept nogil:
     if conn.state == CONN_CLOSING:
         start_linger(loop, conn)
         return
-    if conn.h2 != NULL:
+    if conn.state == CONN_HTTP1:
+        http_tell(loop, conn, 0, TOLD_WRITABLE)
+    elif conn.h2 != NULL:
         mark_dirty(conn.h2)
     if conn.readable or conn.peer_done:
         ready_add(loop, conn)
 
 
-cdef bint hand_off(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil:
-    """Give a connection that does not speak HTTP/2 to Python. Precondition: not in the ready list."""
-    cdef handoff_t *h
-    if loop.handoff_count == HANDOFFS_MAX or conn.sniffed_size + size > HANDOFF_BYTES_MAX:
+cdef bint begin_http1(loop_t *loop, conn_t *conn) noexcept nogil:
+    """A connection that does not speak HTTP/2 is Python's, from its first byte on."""
+    if loop.roles[conn.listener] == ROLE_GRPC:
         return False
-    h = &loop.handoffs[loop.handoff_count]
-    h.fd = conn.fd
-    memcpy(h.data, conn.sniffed, conn.sniffed_size)
-    memcpy(h.data + conn.sniffed_size, data, size)
-    h.size = conn.sniffed_size + size
-    loop.handoff_count += 1
-    epoll_ctl(loop.epoll_fd, EPOLL_CTL_DEL, conn.fd, NULL)
-    free_conn(loop, conn, True)
+    conn.h2 = h2_open_calls(&loop.server, conn)
+    if conn.h2 == NULL:
+        return False
+    conn.state = CONN_HTTP1
+    http_arrived(loop, conn, conn.sniffed, conn.sniffed_size)
     return True
 
 
@@ -391,6 +404,8 @@ cdef int sniff(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) n
     if conn.h2 == NULL:
         return -2
     conn.state = CONN_HTTP2
+    conn.h2.serves_plain = loop.roles[conn.listener] != ROLE_GRPC
+    conn.h2.grpc_off = loop.roles[conn.listener] >= ROLE_HTTP
     if loop.drain_step:
         h2_shutdown(conn.h2, 1)
     if conn.tls != NULL:
@@ -405,7 +420,7 @@ cdef void refuse_plain(loop_t *loop, conn_t *conn) noexcept nogil:
     conn.state = CONN_CLOSING
     conn.linger_until_ns = loop.server.now_ns + NS
     if not write_out(loop, conn, <const uint8_t *>PLAIN_ON_TLS, <uint32_t>strlen(PLAIN_ON_TLS)):
-        free_conn(loop, conn, False)
+        free_conn(loop, conn)
     elif conn.pending == NULL:
         start_linger(loop, conn)
 
@@ -453,16 +468,16 @@ cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
             ready_add(loop, conn)
         return
     if n < 0:
-        free_conn(loop, conn, False)
+        free_conn(loop, conn)
         return
     conn.read_ns = loop.server.now_ns
     conn.ping_ns = 0
     if conn.state == CONN_SNIFF:
         rc = sniff(loop, conn, loop.buf, <uint32_t>n)
         if rc < 0:
-            if rc == -2 or conn.tls != NULL or not hand_off(loop, conn, loop.buf, <uint32_t>n):
-                free_conn(loop, conn, False)
-            return
+            if rc == -2 or not begin_http1(loop, conn):
+                free_conn(loop, conn)
+                return
         if rc == 0:
             if conn.readable:
                 ready_add(loop, conn)
@@ -471,10 +486,14 @@ cdef void read_conn(loop_t *loop, conn_t *conn) noexcept nogil:
         if h2_feed(conn.h2, loop.buf, <uint32_t>n) < 0:
             kill_conn(loop, conn)
             return
+    elif conn.state == CONN_HTTP1:
+        if not http_arrived(loop, conn, loop.buf, <uint32_t>n):
+            free_conn(loop, conn)
+        return
     elif conn.state == CONN_LINGER:
         conn.lingered_bytes += <uint32_t>n
         if conn.lingered_bytes >= LINGER_BYTES_MAX:
-            free_conn(loop, conn, False)
+            free_conn(loop, conn)
             return
     if conn.readable:
         ready_add(loop, conn)
@@ -502,7 +521,7 @@ cdef void conn_read_ready(loop_t *loop) noexcept nogil:
             loop.ready_tail = NULL
         conn.in_ready = False
         if conn.state == CONN_LINGER and conn.lingered_bytes >= LINGER_BYTES_MAX:
-            free_conn(loop, conn, False)
+            free_conn(loop, conn)
         elif conn.state == CONN_HANDSHAKE:
             if spent_ns > HANDSHAKE_TURN_NS:
                 ready_add(loop, conn)      # the next turn has time for it
@@ -510,7 +529,7 @@ cdef void conn_read_ready(loop_t *loop) noexcept nogil:
                 before_ns = clock_ns()
                 shake(loop, conn)
                 spent_ns += clock_ns() - before_ns
-        elif not conn.blocked and conn.late_count == 0:
+        elif not conn.blocked and conn.late_count == 0 and not conn.arrived_told and not conn.read_off:
             read_conn(loop, conn)
         if conn == last:
             return
@@ -529,6 +548,8 @@ cdef void sweep_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     elif h2 == NULL:
         if now - conn.opened_ns > loop.header_ns:
             drop_conn(loop, conn)
+    elif conn.state == CONN_HTTP1:
+        loop.python_due = True     # which keeps its deadlines
     elif conn.late_count or conn_paused(loop):
         conn.read_ns = now     # it is not read: none of its silence is its own
         if h2.guard.in_block:
@@ -570,7 +591,7 @@ cdef void conn_sweep(loop_t *loop) noexcept nogil:
     for slot in range(loop.conn_room):
         conn = loop.conns[slot]
         if conn != NULL and conn.used:
-            if conn.h2 != NULL:
+            if conn.state == CONN_HTTP2:
                 h2_serve_grants(conn.h2)
             sweep_conn(loop, conn)
     if loop.shaking_count >= loop.shaking_max:
@@ -606,6 +627,9 @@ cdef void conn_drain(loop_t *loop) noexcept nogil:
             continue
         if since > loop.drain_ns or conn.state == CONN_SNIFF or conn.state == CONN_HANDSHAKE:
             drop_conn(loop, conn)
+        elif conn.state == CONN_HTTP1:
+            if step == 1:
+                end_lasting(loop, conn)
         elif conn.state == CONN_HTTP2:
             if step == 1:
                 h2_shutdown(conn.h2, 0)
@@ -628,6 +652,30 @@ cdef void conn_event(loop_t *loop, conn_t *conn, uint32_t events) noexcept nogil
         on_writable(loop, conn)
 
 
+cdef void conn_say(loop_t *loop, conn_t *conn, const uint8_t *data, uint32_t size) noexcept nogil:
+    if not write_out(loop, conn, data, size):
+        drop_conn(loop, conn)
+
+
+cdef void conn_finish(loop_t *loop, conn_t *conn) noexcept nogil:
+    close_h2(conn)
+    conn.read_off = conn.arrived_told = False
+    if conn.pending == NULL:
+        start_linger(loop, conn)
+        return
+    conn.state = CONN_CLOSING
+    conn.linger_until_ns = loop.server.now_ns + CLOSING_NS
+
+
+cdef void conn_drop(loop_t *loop, conn_t *conn) noexcept nogil:
+    drop_conn(loop, conn)
+
+
+cdef void conn_read_on(loop_t *loop, conn_t *conn) noexcept nogil:
+    if not conn.arrived_told and not conn.read_off and (conn.readable or conn.peer_done):
+        ready_add(loop, conn)
+
+
 cdef void conn_free_all(loop_t *loop) noexcept nogil:
     cdef uint32_t slot
     cdef conn_t *conn
@@ -640,6 +688,7 @@ cdef void conn_free_all(loop_t *loop) noexcept nogil:
             close_tls(loop, conn)
             free(conn.cert_name)
             free(conn.pending)
+            free(conn.arrived)
             close_fd(conn.fd)
         free(conn)
     free(loop.conns)

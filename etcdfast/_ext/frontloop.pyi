@@ -9,7 +9,7 @@ from etcdfast._ext.tlscontext import TlsContext
 RUN_WAKEUP: int  # the wakeup descriptor is readable: a signal came
 RUN_LIFE: int  # the supervisor is gone
 RUN_DRAINED: int  # begin_drain() was called and no connection is left
-RUN_HANDOFF: int  # take_handoffs() has connections that do not speak HTTP/2
+RUN_HTTP: int  # fronthttp.HttpFace has news
 RUN_BROKEN_RING: int  # the ring from apply holds what is no record
 RUN_REJECTED: int  # take_rejected() has TLS handshakes that failed; once a second at most
 
@@ -29,6 +29,8 @@ class FrontLoop:
         life: int,
         rpcs: Sequence[tuple[int, bytes, str, str]],
         errors: Sequence[tuple[int, bytes]],
+        roles: Sequence[int] = (),
+        knock: int = -1,
         message_bytes_max: int,
         txn_ops_max: int = 128,
         streams_max: int = 4096,
@@ -50,7 +52,9 @@ class FrontLoop:
         """Set up; nothing is accepted before run().
 
         Shapes: rpcs holds (id, path, kind, route) as in api/rpcs.py; errors holds (gRPC code, text) by
-                error id; descriptors stay the caller's; tls_listeners are indexes into listeners.
+                error id; tls_listeners are indexes into listeners; roles: by listener, 0 all, 1 gRPC alone,
+                2 HTTP alone, 3 HTTP for metrics; descriptors stay the caller's. knock: an eventfd by which another
+                thread has run() return RUN_HTTP.
         Units:  message_bytes_max is the largest gRPC message taken, without its prefix; quota_bytes 0 = none;
                 buffer_bytes_max is for what all connections hold together: above it the heaviest is closed.
         Errors: ValueError when a ring cannot hold such a message; OSError.
@@ -59,8 +63,6 @@ class FrontLoop:
         """Serve until there is something for Python to do: a RUN_* value. Errors: OSError."""
     def set_quota(self, quota_bytes: int) -> None:
         """Bytes from which nothing more is stored; 0 = no limit."""
-    def take_handoffs(self) -> list[tuple[int, bytes]]:
-        """Connections whose first bytes are not HTTP/2: (descriptor, bytes read). The caller owns them."""
     def take_rejected(self) -> tuple[int, str, bytes]:
         """TLS handshakes that failed since the last call: how many, why the latest did, the sockaddr it came from."""
     def begin_drain(self) -> None:

@@ -13,6 +13,7 @@ from etcdfast._ext.frontconn cimport *
 from etcdfast._ext.frontleader cimport (
     lacks_leader, leader_lost_wait_ms, leads, leader_refuses, leader_watch, learner_refuses, timeout_error,
 )
+from etcdfast._ext.fronthttp cimport http_plain_gone
 from etcdfast._ext.frontevents cimport TURN_EVENT_BYTES_MAX, events_deliver
 from etcdfast._ext.fronttls cimport HANDSHAKES_MAX
 from etcdfast._ext.frontpost cimport (
@@ -51,14 +52,14 @@ cdef enum:
     RAN_WAKEUP = 1
     RAN_LIFE = 2
     RAN_DRAINED = 3
-    RAN_HANDOFF = 4
+    RAN_HTTP = 4
     RAN_BROKEN_RING = 5
     RAN_REJECTED = 6
 
 RUN_WAKEUP = RAN_WAKEUP
 RUN_LIFE = RAN_LIFE
 RUN_DRAINED = RAN_DRAINED
-RUN_HANDOFF = RAN_HANDOFF
+RUN_HTTP = RAN_HTTP
 RUN_BROKEN_RING = RAN_BROKEN_RING
 RUN_REJECTED = RAN_REJECTED
 
@@ -66,6 +67,7 @@ cdef uint64_t TAG = <uint64_t>1 << TAG_BIT
 cdef uint64_t TAG_DOORBELL = TAG | 1
 cdef uint64_t TAG_WAKEUP = TAG | 2
 cdef uint64_t TAG_LIFE = TAG | 3
+cdef uint64_t TAG_KNOCK = TAG | 4
 
 cdef uint64_t NS = 1000000000
 BUFFER_BYTES_MAX = 512 << 20
@@ -369,12 +371,17 @@ cdef void give_credit(loop_t *loop) noexcept nogil:
 
 # ---- the loop
 
+cdef inline bint has_news(loop_t *loop) noexcept nogil:
+    """Whether there is something for Python."""
+    return loop.told_count != 0 or loop.server.told != NULL or loop.python_due
+
+
 cdef int wait_ms(loop_t *loop) noexcept nogil:
     cdef int timer
     cdef int most = 1000 if loop.conn_count else -1
     if loop.drain_step:
         most = 20
-    if loop.server.dirty != NULL or loop.answers_wait or (loop.ready_head != NULL and not conn_paused(loop)):
+    if loop.server.dirty != NULL or loop.answers_wait or has_news(loop) or (loop.ready_head != NULL and not conn_paused(loop)):
         return 0
     if loop.leaderless_ns:
         most = leader_lost_wait_ms(loop, most)
@@ -392,6 +399,8 @@ cdef void take_event(loop_t *loop, epoll_event *event) noexcept nogil:
             loop.woken = True
         elif tag == TAG_LIFE:
             loop.life_gone = True
+        elif tag == TAG_KNOCK:
+            loop.python_due = True
         elif tag & <uint64_t>1 << TAG_LISTEN_BIT and not loop.drain_step:
             conn_accept(loop, <uint32_t>tag)
         return     # the doorbell is edge-triggered and needs no read
@@ -468,8 +477,8 @@ cdef int turn(loop_t *loop) noexcept nogil:
     if loop.woken:
         loop.woken = False
         return RAN_WAKEUP
-    if loop.handoff_count:
-        return RAN_HANDOFF
+    if has_news(loop):
+        return RAN_HTTP
     if loop.drain_step and loop.conn_count == 0:
         return RAN_DRAINED
     if loop.tell_rejected:
@@ -487,7 +496,7 @@ cdef class FrontLoop:
 
     def __init__(self, *, int index, int doorbell, Ring to_consensus not None, Ring to_apply not None,
                  Ring from_apply not None, StatusPage consensus_page not None, StatusPage apply_page not None,
-                 listeners, int wakeup, int life, rpcs, errors, uint32_t message_bytes_max,
+                 listeners, int wakeup, int life, rpcs, errors, roles=(), int knock=-1, uint32_t message_bytes_max,
                  uint32_t txn_ops_max=128, uint32_t streams_max=4096, uint32_t connections_max=4096,
                  uint64_t quota_bytes=0, uint64_t buffer_bytes_max=BUFFER_BYTES_MAX, double request_timeout_seconds=7.0,
                  double election_timeout_seconds=1.0, double ping_min_seconds=5.0,
@@ -531,23 +540,28 @@ cdef class FrontLoop:
         loop.server.on_half = on_half
         loop.server.on_refused = on_gone
         loop.server.on_gone = on_gone
+        loop.server.on_plain_gone = http_plain_gone
         self._set_routes(rpcs)
         self._set_errors(errors)
         loop.buf = <uint8_t *>malloc(READ_BYTES)
-        loop.handoffs = <handoff_t *>malloc(HANDOFFS_MAX * sizeof(handoff_t))
         loop.listener_count = <uint32_t>len(listeners)
         loop.listeners = <int *>malloc(max(1, len(listeners)) * sizeof(int))
         self._set_tls(tls, tls_listeners)
-        if loop.buf == NULL or loop.handoffs == NULL or loop.listeners == NULL or h2_server_init(&loop.server) < 0:
+        loop.roles = <uint8_t *>calloc(max(1, len(listeners)), 1)
+        if loop.buf == NULL or loop.roles == NULL or loop.listeners == NULL or h2_server_init(&loop.server) < 0:
             raise MemoryError
         for i, fd in enumerate(listeners):
             loop.listeners[i] = fd
+        for i, role in enumerate(roles):
+            loop.roles[i] = role
         loop.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if loop.epoll_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self._watch(doorbell, TAG_DOORBELL, EPOLLIN | <uint32_t>EPOLLET)
         self._watch(wakeup, TAG_WAKEUP, EPOLLIN)
         self._watch(life, TAG_LIFE, EPOLLIN)
+        if knock >= 0:
+            self._watch(knock, TAG_KNOCK, EPOLLIN | <uint32_t>EPOLLET)
         conn_listen(loop, True)
 
     cdef _set_tls(self, TlsContext tls, tls_listeners):
@@ -620,18 +634,16 @@ cdef class FrontLoop:
 
     def __dealloc__(self):
         cdef loop_t *loop = self.loop
-        cdef uint32_t slot
         if loop == NULL:
             return
         conn_free_all(loop)
-        for slot in range(loop.handoff_count):
-            close_fd(loop.handoffs[slot].fd)
         if loop.epoll_fd >= 0:
             close_fd(loop.epoll_fd)
         h2_server_free(&loop.server)
         free(loop.server.routes)
         free(loop.buf)
-        free(loop.handoffs)
+        free(loop.told)
+        free(loop.roles)
         free(loop.listeners)
         free(loop.listener_tls)
         free(loop.listener_on)
@@ -641,6 +653,10 @@ cdef class FrontLoop:
     def run(self):
         cdef int why = RAN_ON
         with nogil:
+            # What Python has done since.
+            give_credit(self.loop)
+            ring_publish(self.loop.out[RING_CONSENSUS])
+            ring_publish(self.loop.out[RING_APPLY])
             while why == RAN_ON:
                 why = turn(self.loop)
         return why
@@ -654,15 +670,6 @@ cdef class FrontLoop:
         loop.tls_told = loop.tls_rejected
         return count, loop.rejected_why.decode("utf-8", "replace"), \
             PyBytes_FromStringAndSize(<char *>loop.rejected_from, loop.rejected_from_size)
-
-    def take_handoffs(self):
-        cdef uint32_t i
-        taken = []
-        for i in range(self.loop.handoff_count):
-            taken.append((self.loop.handoffs[i].fd,
-                          PyBytes_FromStringAndSize(<char *>self.loop.handoffs[i].data, self.loop.handoffs[i].size)))
-        self.loop.handoff_count = 0
-        return taken
 
     def begin_drain(self):
         if self.loop.drain_step == 0:

@@ -13,5 +13,11 @@ from etcdfast._ext.h2types cimport h2_conn, h2_stream
 cdef void h2_take_data(h2_conn *conn, h2_stream *s, const uint8_t *data, size_t size) noexcept nogil
 # END_STREAM came.
 cdef void h2_end_request(h2_conn *conn, h2_stream *s) noexcept nogil
+# A header of a request that may not be gRPC, into the stream's buffer; without a name `value` is such headers.
+cdef void h2_keep_header(h2_stream *s, const uint8_t *name, size_t name_size, const uint8_t *value,
+                         size_t size) noexcept nogil
+# The same to `out`; returns the bytes written.
+cdef uint32_t h2_put_header(uint8_t *out, const uint8_t *name, size_t name_size, const uint8_t *value,
+                            size_t size) noexcept nogil
 # Inside on_call: the request must outlive the call, at s.buf + 5.
 cdef void h2_keep_request(h2_stream *s) noexcept nogil

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport malloc, realloc
 from libc.string cimport memcpy
 
-from etcdfast._ext.grpcwire cimport GRPC_INTERNAL, GRPC_PREFIX_BYTES, GRPC_RESOURCE_EXHAUSTED, be32, decimal
+from etcdfast._ext.grpcwire cimport GRPC_INTERNAL, GRPC_PREFIX_BYTES, GRPC_RESOURCE_EXHAUSTED, be32, decimal, put_be32
 from etcdfast._ext.h2budget cimport hold
 from etcdfast._ext.h2stream cimport h2_end, h2_say, h2_taken, h2_want_grant
 from etcdfast._ext.h2types cimport *
@@ -73,6 +73,29 @@ cdef bint check_prefix(h2_stream *s, const uint8_t *prefix) noexcept nogil:
         h2_end(s, GRPC_RESOURCE_EXHAUSTED, text, <uint32_t>n + 1)
         return False
     return True
+
+
+# ---- requests that are not gRPC: headers as (name size, value size, name, value), sizes in 4 bytes, then the body
+
+cdef uint32_t h2_put_header(uint8_t *out, const uint8_t *name, size_t name_size, const uint8_t *value,
+                            size_t size) noexcept nogil:
+    put_be32(out, <uint32_t>name_size)
+    put_be32(out + 4, <uint32_t>size)
+    memcpy(out + 8, name, name_size)
+    memcpy(out + 8 + name_size, value, size)
+    return <uint32_t>(8 + name_size + size)
+
+
+cdef void h2_keep_header(h2_stream *s, const uint8_t *name, size_t name_size, const uint8_t *value,
+                         size_t size) noexcept nogil:
+    cdef uint8_t sizes[8]
+    if name == NULL:
+        add_bytes(s, value, size, 0)
+        return
+    put_be32(sizes, <uint32_t>name_size)
+    put_be32(sizes + 4, <uint32_t>size)
+    if add_bytes(s, sizes, 8, 0) and add_bytes(s, name, name_size, 0):
+        add_bytes(s, value, size, 0)
 
 
 # ---- one message
@@ -187,7 +210,11 @@ cdef void take_many(h2_conn *conn, h2_stream *s, const uint8_t *data, size_t siz
 # ---- what http2 calls
 
 cdef void h2_take_data(h2_conn *conn, h2_stream *s, const uint8_t *data, size_t size) noexcept nogil:
-    if s.flags & STREAM_BIDI:
+    if s.flags & STREAM_PLAIN:
+        s.window_used += <uint32_t>size
+        add_bytes(s, data, size, 0)
+        told_add(s)
+    elif s.flags & STREAM_BIDI:
         take_many(conn, s, data, size)
     else:
         take_single(conn, s, data, size)
@@ -197,7 +224,9 @@ cdef void h2_end_request(h2_conn *conn, h2_stream *s) noexcept nogil:
     s.flags |= STREAM_REQUEST_ENDED
     if s.flags & STREAM_ANSWERED or not s.flags & STREAM_OPENED:
         return
-    if s.flags & STREAM_BIDI:
+    if s.flags & STREAM_PLAIN:
+        told_add(s)
+    elif s.flags & STREAM_BIDI:
         if s.have != s.whole:
             h2_say(s, GRPC_INTERNAL, b"unexpected EOF")
             conn.server.on_refused(conn, s)

@@ -6,7 +6,7 @@ connection became fatal (out of memory, or too much that the client does not rea
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from etcdfast._ext.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_session
+from etcdfast._ext.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session
 from etcdfast._ext.h2types cimport h2_conn, h2_server, h2_stream
 
 # NULL when out of memory.
@@ -39,6 +39,12 @@ cdef int h2_lend_event(h2_stream *s, const uint8_t *head, uint32_t head_size, in
 cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) noexcept nogil
 # The same with a text that ends in a zero byte.
 cdef void h2_say(h2_stream *s, int code, const char *text) noexcept nogil
+# Headers of the answer to a request that is not gRPC; its body follows by h2_push_copy and h2_flow unless `end`.
+cdef int h2_respond(h2_stream *s, const nghttp2_nv *headers, size_t count, bint end) noexcept nogil
+# Bytes of `s.out_bytes` to `out`: they count as sent.
+cdef void h2_copy_out(h2_stream *s, uint8_t *out, size_t length) noexcept nogil
+# Bytes of ours behind what the stream has to send, copied.
+cdef int h2_push_copy(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
 # Copy every answer that still lies in the ring and was not sent.
 cdef void h2_settle(h2_server *server) noexcept nogil
 # nghttp2's callback that takes a DATA frame's bytes: user is the h2_conn.

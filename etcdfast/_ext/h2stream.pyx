@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset, strlen
 
-from etcdfast._ext.bidimap cimport bidi_remove
+from etcdfast._ext.bidimap cimport bidi_find, bidi_remove
 from etcdfast._ext.grpcwire cimport GRPC_CANCELLED, GRPC_PREFIX_BYTES, be32, grpc_percent_encode, put_be32
 from etcdfast._ext.h2budget cimport hold, hold_text
 from etcdfast._ext.h2guard cimport guard_answered, guard_delivered
@@ -88,7 +88,9 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
     if not s.flags & STREAM_ANSWERED and s.method:
         server.counters.handled[s.method][GRPC_CANCELLED] += 1
     h2_drop_request(s)
-    if s.flags & STREAM_BIDI:
+    if s.flags & STREAM_PLAIN:
+        server.on_plain_gone(conn, s)
+    if s.flags & (STREAM_BIDI | STREAM_CALL):
         bidi_remove(conn, s)
     while s.out_head != NULL:
         c = s.out_head
@@ -98,6 +100,7 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
     free(s.text)
     borrowers_remove(s)
     sent_remove(s)
+    told_remove(s)
     if conn.open == s:
         conn.open = NULL
     if s.list_prev != NULL:
@@ -155,6 +158,8 @@ cdef void unlink_grant(h2_stream *s) noexcept nogil:
 
 cdef void h2_want_grant(h2_stream *s) noexcept nogil:
     cdef h2_conn *conn = s.conn
+    if s.flags & STREAM_CALL:
+        return     # has no window
     s.flags |= STREAM_GRANT_WAITS
     s.grant_next = NULL
     if conn.grant_tail == NULL:
@@ -218,7 +223,7 @@ cdef void h2_give_window(h2_stream *s) noexcept nogil:
     cdef int32_t left
     cdef int rc
     if s.window_used < H2_WINDOW_STEP or s.out_bytes >= H2_UNSENT_BYTES_MAX or s.whole or s.grant or \
-            s.flags & (STREAM_LATE | STREAM_ANSWERED | STREAM_REQUEST_ENDED | STREAM_GRANT_WAITS):
+            s.flags & (STREAM_CALL | STREAM_LATE | STREAM_ANSWERED | STREAM_REQUEST_ENDED | STREAM_GRANT_WAITS):
         return
     s.window_used = 0
     left = nghttp2_session_get_stream_local_window_size(s.conn.session, s.id)
@@ -292,14 +297,21 @@ cdef inline void count_sent(h2_stream *s, size_t size) noexcept nogil:
     sent_add(s)
 
 
+cdef inline void plain_sent(h2_stream *s) noexcept nogil:
+    """Its client has read: the call behind it may go on."""
+    cdef h2_stream *call
+    if s.out_bytes < H2_UNSENT_BYTES_MAX:
+        call = bidi_find(s.conn, <uint32_t>s.id + 1)
+        if call != NULL and (call.out_bytes or call.out_ended):
+            told_add(call)
+
+
 cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
                       nghttp2_data_source *source, void *user) noexcept nogil:
     """Copy a DATA frame straight from the answer (often still in the ring) to the bytes to write."""
     cdef h2_conn *conn = <h2_conn *>user
     cdef h2_server *server = conn.server
     cdef h2_stream *s = <h2_stream *>source.ptr
-    cdef h2_chunk *c
-    cdef size_t step
     cdef uint8_t *out
     if server.out_size >= H2_OUT_BYTES or length + 9 > H2_OUT_SLACK_BYTES:
         return NGHTTP2_ERR_WOULDBLOCK
@@ -309,6 +321,17 @@ cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint
     server.out_size += <uint32_t>length + 9
     conn.ping_reset = True
     guard_delivered(&conn.guard)
+    h2_copy_out(s, out, length)
+    if s.flags & STREAM_PLAIN:
+        plain_sent(s)
+    if s.flags & STREAM_BIDI and s.window_used >= H2_WINDOW_STEP:
+        h2_give_window(s)
+    return 0
+
+
+cdef void h2_copy_out(h2_stream *s, uint8_t *out, size_t length) noexcept nogil:
+    cdef h2_chunk *c
+    cdef size_t step
     s.out_bytes -= length
     pen_count(s)
     if s.flags & STREAM_COUNTED:
@@ -337,9 +360,6 @@ cdef int h2_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint
                 s.out_tail = NULL
                 s.pen = s.pen_end = NULL
             free_chunk(s, c)
-    if s.flags & STREAM_BIDI and s.window_used >= H2_WINDOW_STEP:
-        h2_give_window(s)
-    return 0
 
 
 cdef h2_chunk *push_chunk(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
@@ -373,6 +393,22 @@ cdef h2_chunk *push_chunk(h2_stream *s, const uint8_t *data, uint32_t size) noex
     if size:
         borrowers_add(s)
     return c
+
+
+cdef int h2_push_copy(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
+    cdef h2_chunk *c
+    cdef uint8_t *copy = <uint8_t *>malloc(size if size else 1)
+    if copy == NULL:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+        return -1
+    c = push_chunk(s, copy, size)
+    if c == NULL:
+        free(copy)
+        return -1
+    memcpy(copy, data, size)
+    c.kind = CHUNK_OWNED
+    keep_answer(s, size)
+    return 0
 
 
 cdef int push_message(h2_stream *s, const uint8_t *data, uint32_t size, uint32_t total) noexcept nogil:
@@ -425,6 +461,9 @@ cdef int h2_flow(h2_stream *s) noexcept nogil:
     cdef nghttp2_nv nv[2]
     cdef nghttp2_data_provider provider
     cdef int rc = 0
+    if s.flags & STREAM_CALL:
+        told_add(s)
+        return 0
     if not s.flags & STREAM_STARTED:
         s.flags |= STREAM_STARTED
         set_nv(&nv[0], b":status", 7, b"200", 3, NGHTTP2_NV_FLAG_NO_COPY_VALUE)
@@ -442,6 +481,34 @@ cdef int h2_flow(h2_stream *s) noexcept nogil:
         return -1
     mark_dirty(s.conn)
     return 0
+
+
+cdef ssize_t read_plain(nghttp2_session *session, int32_t stream_id, uint8_t *buf, size_t length,
+                        uint32_t *data_flags, nghttp2_data_source *source, void *user) noexcept nogil:
+    cdef h2_stream *s = <h2_stream *>source.ptr
+    cdef size_t n = s.out_bytes if s.out_bytes < length else length
+    if n == 0 and not s.out_ended:
+        s.flags |= STREAM_DEFERRED
+        return NGHTTP2_ERR_DEFERRED
+    data_flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
+    if n == s.out_bytes and s.out_ended:
+        data_flags[0] |= NGHTTP2_DATA_FLAG_EOF
+    return <ssize_t>n
+
+
+cdef int h2_respond(h2_stream *s, const nghttp2_nv *headers, size_t count, bint end) noexcept nogil:
+    cdef nghttp2_data_provider provider
+    cdef int rc
+    s.flags |= STREAM_STARTED
+    s.out_ended = end
+    provider.source.ptr = s
+    provider.read_callback = read_plain
+    rc = nghttp2_submit_response(s.conn.session, s.id, headers, count, NULL if end else &provider)
+    guard_answered(&s.conn.guard)
+    if rc == NGHTTP2_ERR_NOMEM:
+        set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
+    mark_dirty(s.conn)
+    return rc
 
 
 cdef int h2_reply(h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
@@ -506,7 +573,7 @@ cdef int h2_end(h2_stream *s, int code, const char *text, uint32_t text_size) no
             s.text_size = <uint32_t>grpc_percent_encode(<uint8_t *>s.text, <const uint8_t *>text, text_size)
     s.out_ended = True
     h2_drop_request(s)
-    if s.flags & STREAM_STARTED:
+    if s.flags & (STREAM_STARTED | STREAM_CALL):
         return h2_flow(s)
     s.flags |= STREAM_STARTED
     if submit_status(s, b"415" if s.http_status == 415 else b"405" if s.http_status == 405

@@ -26,6 +26,7 @@ cdef enum:
     # sends and never reads has one window of requests under way.
     H2_WINDOW_STEP = 16384
     H2_UNSENT_BYTES_MAX = 65536
+    H2_EARLY_BYTES = 336              # what is kept of pseudo headers before :path is known
 
 cdef enum:
     STREAM_REQUEST_ENDED = 1   # the client's END_STREAM came
@@ -45,6 +46,9 @@ cdef enum:
     STREAM_HALF_OWED = 16384   # the client's END_STREAM came, HALF waits behind its messages
     STREAM_NEW_ID = 32768      # LeaseGrant without an id
     STREAM_READS = 65536       # waits for a linearizable read, not for the log
+    STREAM_CALL = 131072       # a call that Python made for an HTTP request: its answers go there, see fronthttp.pxd
+    STREAM_PLAIN = 262144      # an HTTP/2 request that is not gRPC: Python's
+    STREAM_PLAIN_HEAD = 524288 # its headers are complete and not taken by Python yet
 
 
 # How the memory of a chunk's data is kept.
@@ -116,6 +120,8 @@ ctypedef struct h2_stream:
     uint32_t sent_bytes        # sent since the last CREDIT
     h2_stream *sent_next       # in server.sent
     h2_stream **sent_link      # what points to it there; NULL when it is not in
+    h2_stream *told_next       # in server.told
+    h2_stream **told_link      # what points to it there; NULL when it is not in
     # the owner's
     uint64_t deadline_ns       # the timer's
     uint64_t client_deadline_ns  # 0 none
@@ -135,7 +141,11 @@ ctypedef struct h2_stream:
 
 ctypedef struct h2_conn:
     h2_server *server
-    nghttp2_session *session
+    nghttp2_session *session   # NULL: an HTTP/1.1 connection, whose streams are calls
+    bint serves_plain          # requests that are not gRPC go to Python
+    bint grpc_off              # and no gRPC is served: the listener is for HTTP alone
+    uint8_t early[H2_EARLY_BYTES]  # pseudo headers of the open block that came before :path
+    uint32_t early_size
     h2_guard guard
     h2_stream *streams
     uint32_t stream_count
@@ -217,12 +227,15 @@ ctypedef struct h2_server:
     h2_conn *dirty             # connections with something to write
     h2_stream *borrowers       # streams whose answer lies in the ring
     h2_stream *sent            # streams that owe CREDIT
+    h2_stream *told            # streams that have something for Python
+    h2_stream **told_end       # where the next one is linked
     h2_event on_open           # headers are in order
     h2_call on_call            # the whole request is there
     h2_take on_message         # a message of a bidi stream; False: kept until h2_taken
     h2_event on_half           # a bidi stream's client has sent its last message
     h2_event on_refused        # a bidi stream was answered here while the owner may work for it
     h2_event on_gone           # last use of the stream
+    h2_event on_plain_gone     # an HTTP/2 request of Python's ended early
     void *owner
     h2_counters *counters
 
@@ -265,6 +278,30 @@ cdef inline void sent_remove(h2_stream *s) noexcept nogil:
     if s.sent_next != NULL:
         s.sent_next.sent_link = s.sent_link
     s.sent_link = NULL
+
+
+cdef inline void told_add(h2_stream *s) noexcept nogil:
+    """The stream has something for Python; first come, first served."""
+    cdef h2_server *server = s.conn.server
+    if s.told_link != NULL:
+        return
+    if server.told == NULL:
+        server.told_end = &server.told
+    s.told_next = NULL
+    s.told_link = server.told_end
+    server.told_end[0] = s
+    server.told_end = &s.told_next
+
+
+cdef inline void told_remove(h2_stream *s) noexcept nogil:
+    if s.told_link == NULL:
+        return
+    s.told_link[0] = s.told_next
+    if s.told_next != NULL:
+        s.told_next.told_link = s.told_link
+    else:
+        s.conn.server.told_end = s.told_link
+    s.told_link = NULL
 
 
 cdef inline void mark_dirty(h2_conn *conn) noexcept nogil:

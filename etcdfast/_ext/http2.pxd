@@ -14,6 +14,8 @@ cdef void h2_server_free(h2_server *server) noexcept nogil
 cdef uint32_t h2_hash(const uint8_t *data, size_t size) noexcept nogil
 
 cdef h2_conn *h2_open(h2_server *server, void *owner) noexcept nogil
+# For an HTTP/1.1 connection: no session, its streams are calls of Python's. NULL when out of memory.
+cdef h2_conn *h2_open_calls(h2_server *server, void *owner) noexcept nogil
 # Ends every stream (on_gone for each) and frees the connection.
 cdef void h2_close(h2_conn *conn) noexcept nogil
 # Bytes as they came. 0, or -1 when the connection must end now (conn.fatal says with which code).

@@ -13,8 +13,8 @@ from etcdfast._ext.grpcwire cimport (
 from etcdfast._ext.h2budget cimport hold_text, weight_unlink
 from etcdfast._ext.h2guard cimport H2_HEADER_BYTES_MAX, guard_init, guard_reset, guard_scan
 from etcdfast._ext.h2pen cimport spare_free
-from etcdfast._ext.h2request cimport h2_end_request, h2_keep_request, h2_take_data
-from etcdfast._ext.h2stream cimport h2_drop_stream, h2_end, h2_give_window, h2_new_stream, h2_send_data
+from etcdfast._ext.h2request cimport h2_end_request, h2_keep_header, h2_keep_request, h2_put_header, h2_take_data
+from etcdfast._ext.h2stream cimport h2_drop_request, h2_drop_stream, h2_end, h2_give_window, h2_new_stream, h2_send_data
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.nghttp2 cimport *
 
@@ -108,7 +108,11 @@ cdef inline void memmove_note(h2_stream *s, uint32_t first, uint32_t size) noexc
 
 cdef void open_call(h2_conn *conn, h2_stream *s) noexcept nogil:
     """The header block is complete: refuse, or hand the call to the owner."""
-    if s.http_status == 405 or not s.seen & SEEN_POST:
+    if s.flags & STREAM_PLAIN_HEAD:
+        s.flags |= STREAM_PLAIN | STREAM_OPENED
+        s.whole = s.have
+        told_add(s)
+    elif s.http_status == 405 or not s.seen & SEEN_POST:
         s.http_status = 405
         refuse_text(s, GRPC_INTERNAL, b"Received a HEADERS frame with :method \"", b"\" which should be POST")
     elif s.http_status == 415 or not s.seen & SEEN_CONTENT_TYPE:
@@ -141,7 +145,7 @@ cdef void open_call(h2_conn *conn, h2_stream *s) noexcept nogil:
 cdef int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *user) noexcept nogil:
     cdef h2_conn *conn = <h2_conn *>user
     cdef h2_stream *s
-    conn.header_bytes = 0
+    conn.header_bytes = conn.early_size = 0
     conn.open = NULL
     if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
         return 0
@@ -153,6 +157,23 @@ cdef int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, 
     conn.open = s
     conn.last_stream = s.id
     return 0
+
+
+cdef void note_plain(h2_conn *conn, h2_stream *s, const uint8_t *name, size_t name_size, const uint8_t *value,
+                     size_t size) noexcept nogil:
+    """Headers of a request that looks like no gRPC: kept until its content type says what it is.
+
+    A path that is no RPC's begins it; pseudo headers before it have waited in conn.early.
+    """
+    if s.flags & STREAM_PLAIN_HEAD:
+        h2_keep_header(s, name, name_size, value, size)
+    elif name_size == 5 and memcmp(name, b":path", 5) == 0:
+        if s.method == 0:
+            s.flags |= STREAM_PLAIN_HEAD
+            h2_keep_header(s, NULL, 0, conn.early, conn.early_size)
+            h2_keep_header(s, name, name_size, value, size)
+    elif name[0] == 58 and conn.early_size + name_size + size + 8 <= H2_EARLY_BYTES:
+        conn.early_size += h2_put_header(conn.early + conn.early_size, name, name_size, value, size)
 
 
 cdef int on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name, size_t name_size,
@@ -168,7 +189,7 @@ cdef int on_header(nghttp2_session *session, const nghttp2_frame *frame, const u
         return 0
     if name_size == 5 and memcmp(name, b":path", 5) == 0:
         route = find_route(conn.server, value, size)
-        if route != NULL and route.method and route.served:
+        if route != NULL and route.method and route.served and not conn.grpc_off:
             s.method = route.method
         elif s.http_status == 0 and not s.bad_timeout:
             keep_note(s, value, size)
@@ -183,6 +204,9 @@ cdef int on_header(nghttp2_session *session, const nghttp2_frame *frame, const u
         if size >= 16 and memcmp(value, b"application/grpc", 16) == 0 and \
                 (size == 16 or value[16] == 43 or value[16] == 59):
             s.seen |= SEEN_CONTENT_TYPE
+            if s.flags & STREAM_PLAIN_HEAD:
+                s.flags &= ~<uint32_t>STREAM_PLAIN_HEAD
+                h2_drop_request(s)
         elif s.http_status == 0:
             s.http_status = 415
             keep_note(s, value, size)
@@ -201,6 +225,10 @@ cdef int on_header(nghttp2_session *session, const nghttp2_frame *frame, const u
     elif name_size == 9 and memcmp(name, b"hasleader", 9) == 0:
         if size == 4 and memcmp(value, b"true", 4) == 0:
             s.flags &= ~<uint32_t>STREAM_NO_LEADER_OK
+    if conn.serves_plain and s.method == 0 and not s.seen & SEEN_CONTENT_TYPE:
+        note_plain(conn, s, name, name_size, value, size)
+        if conn.fatal:
+            return NGHTTP2_ERR_CALLBACK_FAILURE
     return 0
 
 
@@ -266,7 +294,12 @@ cdef int on_data_chunk(nghttp2_session *session, uint8_t flags, int32_t stream_i
 cdef int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, void *user) noexcept nogil:
     cdef h2_conn *conn = <h2_conn *>user
     cdef h2_stream *s
-    if frame.hd.type == NGHTTP2_HEADERS:
+    if frame.hd.type == NGHTTP2_DATA:
+        if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+            s = <h2_stream *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+            if s != NULL and not s.flags & STREAM_REQUEST_ENDED:
+                nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, s.id, NGHTTP2_NO_ERROR)
+    elif frame.hd.type == NGHTTP2_HEADERS:
         conn.ping_reset = True
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
             s = <h2_stream *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
@@ -361,12 +394,22 @@ cdef h2_conn *h2_open(h2_server *server, void *owner) noexcept nogil:
     return conn
 
 
+cdef h2_conn *h2_open_calls(h2_server *server, void *owner) noexcept nogil:
+    cdef h2_conn *conn = <h2_conn *>calloc(1, sizeof(h2_conn))
+    if conn != NULL:
+        conn.server = server
+        conn.owner = owner
+        guard_init(&conn.guard, server.now_ns)
+    return conn
+
+
 cdef void h2_close(h2_conn *conn) noexcept nogil:
     cdef h2_conn **link
     if conn.fatal:
         conn.server.counters.goaways[conn.fatal - 1 & 15] += 1
     while conn.streams != NULL:
-        nghttp2_session_set_stream_user_data(conn.session, conn.streams.id, NULL)
+        if conn.session != NULL:
+            nghttp2_session_set_stream_user_data(conn.session, conn.streams.id, NULL)
         h2_drop_stream(conn.streams)
     nghttp2_session_del(conn.session)
     if conn.dirty:
@@ -454,6 +497,8 @@ cdef bint h2_finished(h2_conn *conn) noexcept nogil:
 
 
 cdef h2_stream *h2_find(h2_conn *conn, uint32_t stream_id) noexcept nogil:
+    if not stream_id & 1:
+        return bidi_find(conn, stream_id)   # a call of Python's: clients have odd ids
     return <h2_stream *>nghttp2_session_get_stream_user_data(conn.session, <int32_t>stream_id)
 
 

@@ -174,6 +174,7 @@ cdef enum:
     ST_PEERS_ACTIVE = 19           # of them heard of within an election timeout
     ST_LEADER_CHANGES = 20         # seen since the start
     ST_PROPOSALS_FORWARDED = 21
+    ST_CLUSTER_VERSION = 22  # major << 32 | minor << 16 | patch, 0 not decided
 
 # Words of the apply status page (writer: apply).
 cdef enum:

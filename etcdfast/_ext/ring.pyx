@@ -43,6 +43,7 @@ CONSENSUS_WORDS = {
     "leader_lost_ns": ST_LEADER_LOST_NS, "connected_since_ns": ST_CONNECTED_SINCE_NS, "peers": ST_PEERS,
     "peers_active": ST_PEERS_ACTIVE, "leader_changes": ST_LEADER_CHANGES,
     "proposals_forwarded": ST_PROPOSALS_FORWARDED, "alive_ns": ALIVE_WORD,
+    "cluster_version": ST_CLUSTER_VERSION,
 }
 APPLY_WORDS = {
     "applied_index": ST_APPLIED_INDEX, "applied_term": ST_APPLIED_TERM, "flushed_index": ST_FLUSHED_INDEX,

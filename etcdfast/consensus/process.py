@@ -21,6 +21,7 @@ from etcdfast._ext.peerset import Peers
 from etcdfast._ext.raftlog import RaftLog
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, KINDS, Ring, StatusPage
 from etcdfast._ext.walio import WalError
+from etcdfast.consensus import versions
 from etcdfast.consensus.calls import Calls
 from etcdfast.consensus.corruptcheck import CorruptionChecks
 from etcdfast.consensus.duties import Duties
@@ -111,6 +112,7 @@ class Process:
         self._show("member_id", opened.member_id)
         self._show("cluster_id", opened.cluster_id)
         self._show("snapshot_index", opened.snapshot[0])
+        self._show("cluster_version", versions.packed(opened.membership.cluster_version))
         self._show("opened", 1)
         os.eventfd_write(self._boot.doorbells["apply"], 1)
         applied = self._wait_for_apply()
@@ -366,6 +368,7 @@ class Process:
         """The membership is another now: links, status and views follow."""
         own = self.membership.members.get(self.opened.member_id)
         self._show("learner", int(own is not None and own.is_learner))
+        self._show("cluster_version", versions.packed(self.membership.cluster_version))
         self.loop.tell_appended = len(self.membership.members) > 1
         self.peering.sync()
         if self.raft.role or self.raft.leader:

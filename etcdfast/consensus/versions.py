@@ -17,6 +17,12 @@ def parse(text):
     return tuple(int(number) for number in numbers)
 
 
+def packed(text):
+    """A version as one number for the status page, 0 for none."""
+    found = parse(text)
+    return found[0] << 32 | found[1] << 16 | found[2] if found else 0
+
+
 def writes_v2(cluster_version):
     """Whether attributes and versions are written as v2 requests: in a cluster known to be below 3.6."""
     known = parse(cluster_version)

@@ -15,7 +15,10 @@ from etcdfast.api.errors import ERRORS
 from etcdfast.api.rpcs import RPCS
 from etcdfast.config import clienttls
 from etcdfast.config.checks import is_tls
-from etcdfast.frontend.http1 import Http1Server
+from etcdfast.frontend.http import gateway
+from etcdfast.frontend.http.health import Health
+from etcdfast.frontend.http.routes import ROLES
+from etcdfast.frontend.http.server import HttpServer
 from etcdfast.ipc import boot as boot_module
 
 # etcd allows 2^32-1 streams. A stream costs up to 64 KiB of request before its window ends, so one
@@ -43,12 +46,14 @@ def serve(boot):
     apply_page = StatusPage(boot.status["apply"])
     if not _wait_for_apply(boot, apply_page, signal_fd):
         return 0
-    listen = _served(boot.listen)
+    listen = boot.listen
     try:
         tls = _tls_context(boot.config, listen)
     except TlsError as err:
         boot.tell_failed(str(err))
         return 1
+    roles = [ROLES[role] for _, _, role in listen]
+    knock = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     loop = frontloop.FrontLoop(
         index=index,
         doorbell=boot.doorbell,
@@ -58,13 +63,15 @@ def serve(boot):
         consensus_page=consensus_page,
         apply_page=apply_page,
         listeners=[fd for _, fd, _ in listen],
+        roles=roles,
+        knock=knock,
         wakeup=signal_fd,
         life=boot.life_fd,
         tls=tls,
         tls_listeners=[i for i, (url, _, _) in enumerate(listen) if is_tls(url)],
         **settings(boot.config),
     )
-    http1 = Http1Server(consensus_page, apply_page)
+    http = http_server(loop, boot.config, roles, knock, consensus_page, apply_page)
     for _, fd, _ in listen:
         os.set_blocking(fd, False)
     boot.on_reload(lambda config: loop.set_quota(config.quota_bytes))
@@ -72,16 +79,7 @@ def serve(boot):
         boot.on_reload(lambda config: tls.reload())
     boot.tell_ready()
     log.info("serving client requests", frontend=index, addresses=[url for url, _, _ in listen])
-    return _run(loop, http1, signal_fd, boot)
-
-
-def _served(listen):
-    """What of the listeners can be served. The others take no connection."""
-    return [
-        (url, fd, role)
-        for url, fd, role in listen
-        if role in ("client", "grpc")
-    ]
+    return _run(loop, http, signal_fd, boot)
 
 
 def _tls_context(config, listen):
@@ -127,6 +125,29 @@ def settings(config):
     }
 
 
+def http_server(loop, config, roles, knock, consensus_page, apply_page):
+    """The server of what is not gRPC, with all its routes."""
+    server = HttpServer(
+        loop,
+        roles,
+        knock,
+        cors=config.cors,
+        host_whitelist=config.host_whitelist,
+        message_bytes_max=config.message_bytes_max,
+    )
+    Health(consensus_page, apply_page).add_to(server.routes)
+    server.access.is_secure = lambda request: server.face.secure(request.handle)
+    if config.enable_grpc_gateway:
+        gateway.add_to(server.routes)
+        auth_word = APPLY_WORDS["auth_enabled"]
+        if config.client_cert_auth:
+            # The name in the certificate would be the gateway's own in etcd, so it refuses.
+            server.access.refuses_cn = lambda request: (
+                request.path.startswith("/v3/") and apply_page[auth_word] and bool(request.cert_cn)
+            )
+    return server
+
+
 def _buffer_bytes_max(frontends):
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(BUFFER_BYTES_MAX, memory_bytes // BUFFER_SHARE_OF_MEMORY) // frontends
@@ -167,13 +188,12 @@ def _wait_for_apply(boot, apply_page, signal_fd):
     return True
 
 
-def _run(loop, http1, signal_fd, boot):
+def _run(loop, http, signal_fd, boot):
     index = boot.index
     while True:
         why = loop.run()
-        if why == frontloop.RUN_HANDOFF:
-            for fd, first_bytes in loop.take_handoffs():
-                http1.take(fd, first_bytes)
+        if why == frontloop.RUN_HTTP:
+            http.turn()
         elif why == frontloop.RUN_WAKEUP:
             numbers = os.read(signal_fd, 4096)
             if signal.SIGHUP in numbers:
@@ -181,6 +201,7 @@ def _run(loop, http1, signal_fd, boot):
             if signal.SIGTERM in numbers:
                 log.info("draining client connections", frontend=index, connections=loop.counters()["connections"])
                 loop.begin_drain()
+                http.begin_drain()
         elif why == frontloop.RUN_REJECTED:
             _log_rejected(loop)
         elif why == frontloop.RUN_DRAINED:

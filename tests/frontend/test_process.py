@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS
+from etcdfast.version import SERVER_VERSION
 from tests.frontend.member import Frontend, impatient, unary
 from tests.frontend.rawh2 import GOAWAY, Client, frame
 from tests.harness.wait import wait_until
@@ -79,7 +80,13 @@ def test_health_and_version_over_http1(frontend):
     assert get(frontend, "/health") == (200, "text/plain; charset=utf-8", b'{"health":"true","reason":""}')
     status, kind, body = get(frontend, "/version")
     assert (status, kind) == (200, "application/json")
-    assert set(json.loads(body)) == {"etcdserver", "etcdcluster", "storage"}
+    assert json.loads(body) == {"etcdserver": SERVER_VERSION, "etcdcluster": "not_decided"}
+    frontend.consensus[CONSENSUS_WORDS["cluster_version"]] = 3 << 32 | 7 << 16
+    assert json.loads(get(frontend, "/version")[2]) == {
+        "etcdserver": SERVER_VERSION,
+        "etcdcluster": "3.7.0",
+        "storage": "3.7.0",
+    }
     assert get(frontend, "/nothing")[0] == 404
 
 
