@@ -74,7 +74,8 @@ def test_what_needs_no_log_is_served_while_the_log_stalls():
                     assert served(client, HEALTH, b"")
                     assert served(client, RANGE, GET_LOCAL)
                     assert served(client, "/etcdserverpb.Maintenance/Status", b"")
-            assert urllib.request.urlopen(f"http://{frontend.address}/health?serializable=true", timeout=10).status == 200
+            url = f"http://{frontend.address}/health?serializable=true"
+            assert urllib.request.urlopen(url, timeout=10).status == 200
             # One request for the log, and this connection stands in line, too.
             waits, data = new.call(put(0, BIG))
             new.send(data)
