@@ -208,7 +208,7 @@ class ColdPath:
         try:
             field, request, head = messages.internal(data)
             if field in AUTH_FIELDS:
-                return self._auth(field, request, head, index, batch)
+                return self._auth(field, request, head, index, batch, waited)
         except WireError as fault:
             raise UnknownEntry(f"entry {index}: {len(data)} bytes that are no request: {fault}") from None
         request = _decode_request(index, data)
@@ -217,8 +217,10 @@ class ColdPath:
         named = ", ".join(found.name for found, _ in request.ListFields() if found.name != "header")
         raise UnknownEntry(f"entry {index}: request {named or 'without content'}")
 
-    def _auth(self, field, request, head, index, batch):
+    def _auth(self, field, request, head, index, batch, waited):
         method, status, answer = self.auth.store.carry_out(field, request, head, index, batch)
+        if not waited:
+            return None
         if status:
             return method, status, answer
         return method, 0, messages.with_header(self._header_bytes(), answer)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import bcrypt
 import jwt
@@ -81,6 +82,8 @@ def test_passwords_are_hashed_and_compared_beside_apply(doorbell):
         }
         assert not helper.active
         assert os.getpriority(os.PRIO_PROCESS, helper._process.pid) == passwords.NICE
+        group = Path(f"/proc/{helper._process.pid}/autogroup")
+        assert not group.exists() or group.read_text().strip().endswith(f"nice {passwords.NICE}")
     finally:
         helper.close()
 

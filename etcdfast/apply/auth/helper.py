@@ -177,6 +177,7 @@ def serve(asked, name, handle, nice=0):
     proc.set_name(name)
     if nice:
         proc.stand_back(nice)
+        _stand_back_among_sessions(nice)
     link = socket.socket(fileno=asked["socket"])
     jobs = queue.SimpleQueue()
 
@@ -200,6 +201,17 @@ def serve(asked, name, handle, nice=0):
     while message := link.recv(JOB_BYTES_MAX + _HEAD.size):
         job, kind = _HEAD.unpack_from(message)
         jobs.put((job, kind, message[_HEAD.size :]))
+
+
+def _stand_back_among_sessions(nice):
+    """Where the kernel groups tasks by session (autogroup), niceness counts within one only: be a session of one's own,
+    and let that one stand back."""
+    try:
+        os.setsid()
+        with open("/proc/self/autogroup", "w") as group:
+            group.write(str(nice))
+    except OSError:
+        pass  # a kernel without, or it was asked too often just now: niceness is what remains
 
 
 def say_ready(asked, error=""):
