@@ -89,6 +89,15 @@ def _check_tls(config):
         _check_pair(
             config.peer_cert_file, config.peer_key_file, config.peer_client_cert_file, config.peer_client_key_file
         )
+    for names, hosts in (
+        (config.client_cert_allowed_cn, config.client_cert_allowed_hostname),
+        (config.peer_cert_allowed_cn, config.peer_cert_allowed_hostname),
+    ):
+        if names and hosts:
+            raise ConfigError(
+                f"AllowedCNs and AllowedHostnames are mutually exclusive (cns={','.join(names)}, "
+                f"hostnames={','.join(hosts)})"
+            )
     if (config.auto_tls or config.peer_auto_tls) and not config.self_signed_cert_validity:
         raise ConfigError("selfSignedCertValidity is invalid,it should be greater than 0")
     oldest, newest = config.tls_min_version, config.tls_max_version

@@ -50,6 +50,7 @@ def serving(config):
         "ca_file": config.trusted_ca_file,
         "client_cert_auth": config.client_cert_auth,
         "crl_file": config.client_crl_file,
+        "allowed_cns": config.client_cert_allowed_cn,
         "allowed_hostnames": config.client_cert_allowed_hostname,
         "min_version": config.tls_min_version,
         "max_version": config.tls_max_version,

@@ -61,18 +61,6 @@ def _notice(config, log):
     for name in feature_gates(config.feature_gates, FEATURE_GATES):
         if FEATURE_GATES[name] is None and name != "AllAlpha":
             log.warn("feature gate has no effect in etcdfast", feature_gate=name)
-    for url in (*config.listen_client_urls, *config.listen_client_http_urls):
-        if is_tls(url):
-            continue
-        if config.cert_file or config.key_file:
-            log.warn(
-                "scheme is http or unix while key and cert files are present; ignoring key and cert files", url=url
-            )
-        if config.client_cert_auth:
-            log.warn(
-                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
-                url=url,
-            )
     for url in config.listen_peer_urls:
         if not is_tls(url) and (config.peer_cert_file or config.peer_key_file):
             log.warn("scheme is http while peer key and cert files are present; ignoring them", url=url)

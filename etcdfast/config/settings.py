@@ -422,15 +422,8 @@ _ROWS = (
         None,
         NO_EFFECT,
     ),
-    Setting(
-        "client-cert-allowed-cn",
-        STRINGS,
-        (),
-        NOWHERE,
-        "allowed-cn of client-transport-security is not supported: use allowed-hostname",
-        refuse,
-        REFUSED,
-    ),
+    # Of a file's client-transport-security alone: etcd has no flag for it.
+    Setting("client-cert-allowed-cn", STRINGS, (), NOWHERE, "", None, HIDDEN),
     Setting(
         "force-new-cluster",
         BOOL,

@@ -127,6 +127,7 @@ def test_the_older_forms(read):
     assert (config.corrupt_check_time, config.compact_hash_check) == (60, True)
     assert config.feature_gates == "CompactHashCheck=true,LeaseCheckpoint=true"
     assert config.peer_cert_allowed_cn == ("one",)
+    assert read("client-transport-security: {allowed-cn: [a, b]}").client_cert_allowed_cn == ("a", "b")
     assert read("experimental-snapshot-catch-up-entries: 7\n").snapshot_catchup_entries == 7
 
 
@@ -209,7 +210,10 @@ tls-max-version: 'TLS1.3'
         ("listen-client-urls: http://example.com:80\n", r"expected IP in URL for binding \(http://example.com:80\)"),
         ("initial-cluster-state: bad\n", 'unexpected clusterState "bad"'),
         ("client-transport-security: 5\n", "invalid client-transport-security: cannot unmarshal number 5 into a block"),
-        ("client-transport-security: {allowed-cn: x}\n", "allowed-cn of client-transport-security is not supported"),
+        (
+            "client-transport-security: {allowed-cn: x, allowed-hostname: [y]}\n",
+            r"AllowedCNs and AllowedHostnames are mutually exclusive \(cns=x, hostnames=y\)",
+        ),
         ("discovery-config: {token: x, client: {endpoints: ['http://h:1']}}\n", "v3 discovery .* is not supported"),
         ("unsafe-no-fsync: true\n", "--unsafe-no-fsync is not supported"),
         (

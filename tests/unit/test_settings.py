@@ -136,7 +136,6 @@ REFUSED_EXAMPLES = {
     "discovery-proxy": "http://h",
     "discovery-token": "x",
     "discovery-endpoints": "http://h:1",
-    "client-cert-allowed-cn": "x",
 }
 
 
