@@ -6,7 +6,9 @@ configuration file) and the words. Ours runs in this process up to the point whe
 
 import os
 import re
+import socket
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -237,6 +239,30 @@ def test_where_etcd_panics_we_say_what_is_wrong(case, etcds, ours):
     status, output = ours(case)
     assert status == 1
     assert "failed to verify flags" in output
+
+
+@pytest.mark.parametrize("what", ["an address in use", "a data directory that is a file"])
+def test_a_start_that_fails_ends_with_the_same_status(what, tmp_path):
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if what == "an address in use" else 0
+        flags = LISTEN.replace("client-urls=http://127.0.0.1:0", f"client-urls=http://127.0.0.1:{port}").split()
+        data_dir = "data" if port else "file/data"
+        results = []
+        for command in ([ETCD], [sys.executable, "-m", "etcdfast"]):
+            environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(main.__file__).parents[2])}
+            done = subprocess.run(
+                [*command, f"--data-dir={data_dir}", *flags],
+                cwd=tmp_path,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            results.append(done)
+    assert [done.returncode for done in results] == [1, 1]
+    for done in results:
+        assert ("address already in use" if port else "not a directory") in done.stderr.lower()
 
 
 def test_help_names_every_flag_of_etcds():

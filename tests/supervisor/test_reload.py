@@ -1,4 +1,4 @@
-"""SIGHUP, rotation, and what systemd hears."""
+"""SIGHUP, rotation, what systemd hears, and settings of the system: locked memory, shared ports."""
 
 import contextlib
 import gzip
@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
+from etcdfast.supervisor.listeners import open_listeners
 from tests.supervisor.test_member import DEADLINE_SECONDS, start, wait_for  # noqa: F401 (fixture)
 
 
@@ -98,3 +100,23 @@ def test_rotated_files_are_tidied_up(start, tmp_path):  # noqa: F811
     wait_for(lambda: sorted(tmp_path.glob("etcd-*")) == sorted([*packed, other]), "packed or gone")
     assert gzip.decompress(packed[0].read_bytes()).decode() == older[3].name
     wait_for(lambda: "ready to serve client requests" in path.read_text(), "ready")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="locking memory is a right of root's, or needs a limit")
+def test_memory_can_be_locked(start):  # noqa: F811
+    member = start("--memory-mlock")
+    member.wait_ready()
+    for pid in member.pids().values():
+        (line,) = (x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmLck:"))
+        assert int(line.split()[1]) > 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_port_can_be_shared_on_request(count):
+    first = open_listeners([("http://127.0.0.1:0", "client")], count, shared=True)
+    url = first[0][0][0]
+    assert {listeners[0][0] for listeners in first} == {url}
+    second = open_listeners([(url, "client")], 1, shared=True)
+    for _, listener, role in (pair for listeners in (*first, *second) for pair in listeners):
+        assert role == "client"
+        listener.close()
