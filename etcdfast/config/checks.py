@@ -136,11 +136,15 @@ def check_config(config):
         config.advertise_client_urls,
         'in the format "host:port", "unix:/path/to/socket" or "unixs:/path/to/socket"',
     )
-    if config.initial_cluster and config.discovery_srv:
+    if sum(map(bool, (config.initial_cluster, config.discovery_srv, config.discovery_endpoints))) > 1:
         raise ConfigError(
             'multiple discovery or bootstrap flags are set. Choose one of "initial-cluster", "discovery-endpoints" '
             'or "discovery-srv"'
         )
+    if bool(config.discovery_token) != bool(config.discovery_endpoints):
+        raise ConfigError("both --discovery-token and --discovery-endpoints must be set")
+    if not all(endpoint.strip() for endpoint in config.discovery_endpoints):
+        raise ConfigError("--discovery-endpoints must not contain empty endpoints")
     heartbeat_ms, election_ms = config.heartbeat_interval, config.election_timeout
     if 5 * heartbeat_ms > election_ms:
         raise ConfigError(

@@ -97,11 +97,13 @@ def _value(setting, key, value):
         if type(value) is not bool:
             raise ConfigError(cannot)
         return value
-    if kind is STRINGS or setting.name == "discovery-endpoints":
-        words = value if isinstance(value, list) else [value] if key in _NAMES and isinstance(value, str) else None
-        if words is None or not all(isinstance(word, str) for word in words):
+    is_endpoints = setting.name == "discovery-endpoints"
+    if kind is STRINGS or is_endpoints:
+        if isinstance(value, str) and (is_endpoints or key in _NAMES):
+            value = value.split(",") if is_endpoints else [value]
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
             raise ConfigError(cannot)
-        return tuple(sorted({word for word in words if word}))
+        return tuple(sorted(set(value) if is_endpoints else {word for word in value if word}))
     if not isinstance(value, str):
         raise ConfigError(cannot)  # a number for a text too, as in etcd: `1` must be "1"
     if not value and (kind in (URLS, ORIGINS, WORDS) or key == "initial-cluster-state"):

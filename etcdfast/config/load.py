@@ -67,7 +67,7 @@ def _notice(config, log):
 
 
 def _default_initial_cluster(settled):
-    if settled["discovery_srv"]:
+    if settled["discovery_srv"] or settled["discovery_endpoints"]:
         return ""
     # etcd leaves the built-in text alone as long as the name is the default one, whatever the peer URLs.
     name = settled["name"]

@@ -58,7 +58,6 @@ FRONTENDS_MAX = 64  # a frontend's number is one byte on the rings, 255 means no
 ELECTION_TIMEOUT_MS_MAX = 50_000
 RAFT_TIMEOUT_SECONDS_MIN = 5.0  # as in etcd: a stream is silent for up to 1.7 s between two heartbeats
 
-_DISCOVERY = "v3 discovery (discovery-token, -endpoints) is not supported: use --initial-cluster or --discovery-srv"
 _TRACING = "No effect: no traces are exported."
 
 _ROWS = (
@@ -390,23 +389,31 @@ _ROWS = (
     ),
     Setting("discovery-srv", STRING, "", CLUSTERING, "Domain whose SRV records name the first members."),
     Setting("discovery-srv-name", STRING, "", CLUSTERING, "Suffix of the service that --discovery-srv looks up."),
-    Setting("discovery-token", STRING, "", CLUSTERING, _DISCOVERY, refuse, REFUSED),
-    Setting("discovery-endpoints", WORDS, (), CLUSTERING, _DISCOVERY, refuse, REFUSED),
     *(
-        Setting(f"discovery-{name}", kind, default, CLUSTERING, "No effect without v3 discovery.", None, NO_EFFECT)
-        for name, kind, default in (
-            ("dial-timeout", DURATION, 2.0),
-            ("request-timeout", DURATION, 5.0),
-            ("keepalive-time", DURATION, 2.0),
-            ("keepalive-timeout", DURATION, 6.0),
-            ("insecure-transport", BOOL, True),
-            ("insecure-skip-tls-verify", BOOL, False),
-            ("cert", STRING, ""),
-            ("key", STRING, ""),
-            ("cacert", STRING, ""),
-            ("user", STRING, ""),
-            ("password", STRING, ""),
+        Setting(f"discovery-{name}", kind, default, CLUSTERING, f"V3 discovery: {help}")
+        for name, kind, default, help in (
+            ("token", STRING, "", "name of the new cluster there."),
+            ("endpoints", WORDS, (), "client URLs of an etcd cluster in which first members find each other."),
+            ("dial-timeout", DURATION, 2.0, "no effect: a call has --discovery-request-timeout."),
+            ("request-timeout", DURATION, 5.0, "time for one call; it is tried again."),
+            ("keepalive-time", DURATION, 2.0, "time without traffic after which a ping is sent."),
+            ("keepalive-timeout", DURATION, 6.0, "time for the answer to a ping."),
+            ("insecure-transport", BOOL, True, "no TLS, unless certificates or https:// say otherwise."),
+            ("cert", STRING, "", "own certificate."),
+            ("key", STRING, "", "key of --discovery-cert."),
+            ("cacert", STRING, "", "certificates of the CAs of that cluster."),
+            ("user", STRING, "", "user, or user:password."),
+            ("password", STRING, "", "password of --discovery-user."),
         )
+    ),
+    Setting(
+        "discovery-insecure-skip-tls-verify",
+        BOOL,
+        False,
+        CLUSTERING,
+        "--discovery-insecure-skip-tls-verify is not supported: name the CA by --discovery-cacert",
+        refuse,
+        REFUSED,
     ),
     Setting("enable-distributed-tracing", BOOL, False, TRACING, _TRACING, None, NO_EFFECT),
     Setting("distributed-tracing-address", STRING, "localhost:4317", TRACING, _TRACING, None, NO_EFFECT),

@@ -37,6 +37,11 @@ def _start(config, read_again):
                 from etcdfast.supervisor.srv import find_cluster
 
                 config = config._replace(initial_cluster=find_cluster(config))
+            elif config.discovery_endpoints:
+                from etcdfast.supervisor import discovery
+
+                found = discovery.find_cluster(config)
+                config = config._replace(initial_cluster=found, initial_cluster_token=config.discovery_token)
             check_bootstrap(config)
         check_client_tls(config)
         shared = config.socket_reuse_port

@@ -16,8 +16,10 @@ def read_reloadable(config, read_again):
     except (ConfigError, UsageError, Answered) as err:
         log.error("cannot read the configuration again; it stays as it is", error=err)
         return config
-    if wanted.discovery_srv:
-        wanted = wanted._replace(initial_cluster=config.initial_cluster)  # found at the start, and of no use since
+    if wanted.discovery_srv or wanted.discovery_endpoints:  # found at the start, and of no use since
+        wanted = wanted._replace(
+            initial_cluster=config.initial_cluster, initial_cluster_token=config.initial_cluster_token
+        )
     changed = [name for name in config._fields if getattr(config, name) != getattr(wanted, name)]
     taken = {name: getattr(wanted, name) for name in RELOADABLE if name in changed}
     left = [name.replace("_", "-") for name in changed if name not in RELOADABLE]

@@ -28,7 +28,7 @@ ALLOWED = {
     "frontend": {"_ext", "api", "cluster", "config", "formats", "ipc", "log", "version"},
     "consensus": {"_ext", "api", "cluster", "config", "formats", "ipc", "log", "version"},
     "apply": {"_ext", "api", "cluster", "config", "formats", "ipc", "log", "version"},
-    "supervisor": {"_ext", "cluster", "config", "formats", "ipc", "log", "logfile", "version"},
+    "supervisor": {"_ext", "api", "cluster", "config", "formats", "ipc", "log", "logfile", "version"},
     "client": {"api", "version"},
     "ctl": {"api", "client", "version"},
     "utl": {"_ext", "api", "client", "cluster", "config", "formats", "version"},

@@ -72,7 +72,11 @@ def in_yaml(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_in_the_file(read, name):
-    more = "log-outputs: [/tmp/x]\n" if name == "enable-log-rotation" else ""
+    more = {
+        "enable-log-rotation": "log-outputs: [/tmp/x]\n",
+        "discovery-token": "discovery-config: {client: {endpoints: ['http://h:1']}}\n",
+        "discovery-endpoints": "discovery-token: x\n",
+    }.get(name, "")
     assert getattr(read(in_yaml(name) + more), field_of(BY_NAME[name])) == EXAMPLES[name][1]
 
 
@@ -90,6 +94,16 @@ def test_the_file_is_named_by_a_variable(tmp_path):
     path = tmp_path / "c"
     path.write_text("name: x\n")
     assert load(["--name=y"], {"ETCD_CONFIG_FILE": str(path), "ETCD_NAME": "z"}, Notices()).name == "x"
+
+
+def test_the_block_of_discovery(read):
+    config = read(
+        "discovery-config:\n  token: x\n  client:\n    endpoints: ['http://h:1', 'http://g:2']\n"
+        "    request-timeout: 7000000000\n    secure: {cacert: /ca}\n    auth: {username: u, password: p}\n"
+    )
+    assert (config.discovery_token, config.discovery_endpoints) == ("x", ("http://g:2", "http://h:1"))
+    assert (config.discovery_request_timeout, config.discovery_cacert) == (7, "/ca")
+    assert (config.discovery_user, config.discovery_password, config.initial_cluster) == ("u", "p", "")
 
 
 def test_json_is_yaml(read):
@@ -214,7 +228,6 @@ tls-max-version: 'TLS1.3'
             "client-transport-security: {allowed-cn: x, allowed-hostname: [y]}\n",
             r"AllowedCNs and AllowedHostnames are mutually exclusive \(cns=x, hostnames=y\)",
         ),
-        ("discovery-config: {token: x, client: {endpoints: ['http://h:1']}}\n", "v3 discovery .* is not supported"),
         ("unsafe-no-fsync: true\n", "--unsafe-no-fsync is not supported"),
         (
             "max-learners: 1\nexperimental-max-learners: 2\n",

@@ -134,8 +134,7 @@ REFUSED_EXAMPLES = {
     "proxy": "on",
     "discovery": "http://h/x",
     "discovery-proxy": "http://h",
-    "discovery-token": "x",
-    "discovery-endpoints": "http://h:1",
+    "discovery-insecure-skip-tls-verify": "true",
 }
 
 
@@ -144,6 +143,8 @@ def partners(name):
     return {
         "listen-client-urls": ["--advertise-client-urls=http://h:1"],
         "enable-log-rotation": ["--log-outputs=/tmp/x"],
+        "discovery-token": ["--discovery-endpoints=http://h:1"],
+        "discovery-endpoints": ["--discovery-token=x"],
     }.get(name, [])
 
 
@@ -327,6 +328,13 @@ def test_flags_that_cannot_be_read(arguments, text):
         ),
         (
             "--discovery-srv=h --initial-cluster=default=http://localhost:2380",
+            'multiple discovery or bootstrap flags are set. Choose one of "initial-cluster", "discovery-endpoints" '
+            'or "discovery-srv"',
+        ),
+        ("--discovery-token=x", "both --discovery-token and --discovery-endpoints must be set"),
+        ("--discovery-token=x --discovery-endpoints=h,", "--discovery-endpoints must not contain empty endpoints"),
+        (
+            "--discovery-token=x --discovery-endpoints=h --discovery-srv=h",
             'multiple discovery or bootstrap flags are set. Choose one of "initial-cluster", "discovery-endpoints" '
             'or "discovery-srv"',
         ),
