@@ -78,9 +78,8 @@ class Member:
             *self.ring_fds.values(),
             *self.status_fds.values(),
         ]
-        environ = dict(os.environ)
-        if wal:
-            environ["ETCDFAST_TEST_WAL"] = json.dumps(wal)
+        # A log file is written in its whole size before the member starts.
+        environ = os.environ | {"ETCDFAST_TEST_WAL": json.dumps({"segment_bytes": 4_000_000} | (wal or {}))}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "etcdfast.consensus", "--boot-fd", str(boot_fd)],
             pass_fds=passed,

@@ -30,11 +30,13 @@ class Report:
     compactions: int = 0
 
 
-def crash_rounds(seed: int, rounds: int, flags: list[str] | None = None) -> Report:
+def crash_rounds(
+    seed: int, rounds: int, flags: list[str] | None = None, environment: dict[str, str] | None = None
+) -> Report:
     """Run them. Errors: Broken with seed, round and the end of the server's log."""
     rng = random.Random(seed)
     report = Report()
-    server = target_server(flags=flags or [])
+    server = target_server(flags=flags or [], environment=environment)
     # No fsync: it never crashes, and it only has to keep up.
     mirror = EtcdServer(flags=["--unsafe-no-fsync", "--quota-backend-bytes", str(8 << 30)])
     try:

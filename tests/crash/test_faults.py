@@ -20,7 +20,7 @@ from .checker import Broken, Checker
 from .workload import Load
 
 TEST_WAL_VARIABLE = "ETCDFAST_TEST_WAL"  # read by etcdfast.consensus
-SEGMENT_BYTES = 256 * 1024
+SEGMENT_BYTES = 128 * 1024
 SEED_VARIABLE = "ETCDFAST_CRASH_SEED"
 
 pytestmark = pytest.mark.skipif(target_name() == "etcd", reason="the fault plan is etcdfast's own")
@@ -141,7 +141,7 @@ def test_faults_around_the_end_of_a_segment(rng: random.Random) -> None:
                 live = [key for key in checker.model.live if not key.startswith(b"hot/")]
                 load = Load(server, rng, number, live)
                 load.start()
-                load.wait_answers(1500, deadline_seconds=60)
+                load.wait_answers(800, deadline_seconds=60)
                 if server.alive:  # not every one of these ends the member: the file may be prepared again later
                     server.kill9()
                 assert server.wait_exit(10) != 0

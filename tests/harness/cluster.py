@@ -10,7 +10,6 @@ A cluster that is left by an exception keeps its directory and shows the end of 
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import sys
@@ -34,8 +33,6 @@ TIMING = ("--heartbeat-interval", "50", "--election-timeout", "500")
 # A change of members is refused until all peers have been connected for 5 s; tests that are not about
 # that rule do not wait for it.
 RELAXED = ("--strict-reconfig-check=false",)
-# etcdfast writes a log file's whole size before it serves, which many members at once on one disk wait long for.
-SMALL_LOG_FILES = {"ETCDFAST_TEST_WAL": json.dumps({"segment_bytes": 4_000_000})}
 # What a member says that cannot do it now but may soon.
 PASSING = (
     "etcdserver: unhealthy cluster",
@@ -165,7 +162,7 @@ class Cluster:
         self.network: Network = network or Loopback()
         self.token = f"test-{self.directory.name}"
         self.flags = [*timing, *flags]
-        self.environment = {**SMALL_LOG_FILES, **(environment or {})}
+        self.environment = dict(environment or {})
         self._failures_before = Failures.count
         self.members: list[ClusterMember] = []
         self.removed: list[ClusterMember] = []

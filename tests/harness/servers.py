@@ -7,6 +7,7 @@ member ids etcd derives from those are equal on both sides and can be compared l
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import signal
@@ -29,6 +30,12 @@ BIN_DIR = Path(sys.executable).parent
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET_VARIABLE = "ETCDFAST_TEST_TARGET"
 LOG_TAIL_BYTES = 6000
+
+# etcdfast writes a log file's whole size before it serves: 64 MB a start, and a run of the tests makes a thousand.
+# A test of log files has its own settings in `environment`; FULL_LOG_FILES are those that users have.
+WAL_VARIABLE = "ETCDFAST_TEST_WAL"
+SMALL_LOG_FILES = {WAL_VARIABLE: json.dumps({"segment_bytes": 4_000_000})}
+FULL_LOG_FILES = {WAL_VARIABLE: "{}"}
 
 _SETPRIV = shutil.which("setpriv")
 _running: set[Server] = set()
@@ -127,7 +134,7 @@ class Server:
             # A test run that is killed hard must not leave servers behind.
             command = [_SETPRIV, "--pdeathsig", "KILL", *command]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("ETCD_", "ETCDCTL_"))}
-        environment.update(self.environment)
+        environment.update(SMALL_LOG_FILES | self.environment)
         with open(self.log_path, "ab") as log:
             self._log_start_bytes = log.tell()
             self.process = subprocess.Popen(
