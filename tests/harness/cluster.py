@@ -22,7 +22,7 @@ from typing import Any
 from . import pb
 from .network import Loopback, Network, Proxies
 from .rpc import Client, Reply
-from .servers import BIN_DIR, Server, ServerError, target_name
+from .servers import ETCD, Server, ServerError, target_name
 from .wait import WaitTimeout, wait_until
 
 CALL_SECONDS = 2.0
@@ -68,7 +68,7 @@ class ClusterMember(Server):
         return f"http://{self.cluster.network.advertised(self.number, self.peer_port)}"
 
     def command(self) -> list[str]:
-        program = [str(BIN_DIR / "etcd")] if self.kind == "etcd" else [sys.executable, "-m", "etcdfast"]
+        program = [ETCD] if self.kind == "etcd" else [sys.executable, "-m", "etcdfast"]
         return [
             *self.cluster.network.prefix(self.number),
             *program,

