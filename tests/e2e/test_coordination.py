@@ -290,16 +290,18 @@ def lease_wrong_arguments(session: Session) -> None:
 @scenario
 def lease_kept_and_lease_left(session: Session) -> None:
     """One lease is renewed until it is revoked; meanwhile another runs out."""
-    lease, left = session.lease(2), session.lease(2)
+    # Long enough for an etcdctl to start on a busy machine.
+    lease = session.lease(6)
     session.run("put", "kept", "1", f"--lease={lease}")
     keeper = session.start("lease", "keep-alive", lease)
+    left = session.lease(6)
     session.run("put", "gone", "1", f"--lease={left}")
     watch = session.start("watch", "gone", f"--rev={_revision(session)}", "--prev-kv")
     watch.shows(b"DELETE")
     session.interrupt(watch)
     session.run("lease", "timetolive", left, "--keys")
     session.run("get", "gone", "-w", "json")
-    keeper.shows(b"keepalived with TTL(2)", 4)  # one every third of the TTL: kept for longer than it
+    keeper.shows(b"keepalived with TTL(6)", 4)  # one every third of the TTL: kept for longer than it
     session.run("get", "kept")
     session.run("lease", "revoke", lease)
     keeper.shows(b"expired or revoked")
@@ -366,7 +368,7 @@ def lock_queues_with_the_lock_service(session: Session) -> None:
 
 @scenario
 def lock_whose_lease_is_revoked(session: Session) -> None:
-    first = session.start("lock", "mutex", "--ttl=2")
+    first = session.start("lock", "mutex", "--ttl=6")
     first.shows(b"mutex/")
     lease = session.client.get(b"mutex/", b"mutex0").kvs[0].lease
     session.run("lease", "revoke", f"{lease:x}")
