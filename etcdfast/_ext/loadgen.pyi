@@ -1,6 +1,9 @@
 from typing import Any
 
-Row = tuple[int, bytes, bytes, bytes, int, int]  # family, sockaddr, headers: entering, plain, number, table bytes
+from etcdfast._ext.tlscontext import TlsContext
+
+# family, sockaddr, headers: entering, plain, number, table bytes; whom TLS expects: b"" anybody, None: no TLS
+Row = tuple[int, bytes, bytes, bytes, int, int, bytes | None]
 # gRPC message, offsets of keys and of values, method, offset of a lease id (0: none), whether the id goes with
 # the client, offset of a TTL (0: none)
 Message = tuple[bytes, list[int], list[int], int, int, bool, int]
@@ -73,6 +76,7 @@ class Generator:
         ttl_end_ns: int = 0,
         stm: tuple[int, int, int, int, int] | tuple[()] = (),
         acknowledged: bool = False,
+        tls: TlsContext | None = None,
     ) -> None: ...
     def poll(self, slice_ns: int) -> None: ...
     def hold(self, on: bool) -> None: ...

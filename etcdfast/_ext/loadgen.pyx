@@ -27,10 +27,15 @@ from etcdfast._ext.loadsys cimport (
     epoll_wait, getsockopt, now_ns, read, recv, send, setsockopt, sockaddr, socket, strerror_r, timerfd_create,
     timespec,
 )
+from etcdfast._ext.tlsconn cimport (
+    TLS_AGAIN, TLS_DONE, TLS_FAILED, TLS_WANT_WRITE, tls_alpn, tls_close, tls_conn, tls_error, tls_handshake, tls_more,
+    tls_open, tls_recv, tls_send,
+)
+from etcdfast._ext.tlscontext cimport TlsContext
 from etcdfast._ext.loadtypes cimport (
     ACKNOWLEDGED_MAX, ADDRESS_BYTES_MAX, BLOCK_BYTES_MAX, CLIENT_INFLIGHT, CLIENT_READY, CONNECTING_MAX, CONN_CONNECTING,
     CONN_DRAINING, CONN_HANDSHAKE, CONN_IDLE, CONN_OPEN, Client, Conn, END_COMPRESSION, END_DRAINED, END_EOF,
-    END_ERRNO, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_OVERLOAD, ERRORS_MAX, EVENTS_MAX, Endpoint,
+    END_ERRNO, END_FLOW, END_MEMORY, END_MESSAGE, END_NOT_HTTP2, END_NO_H2, END_OVERLOAD, END_TLS, ERRORS_MAX, EVENTS_MAX, Endpoint,
     ErrorRow, GRPC_UNAVAILABLE, HEADERS_MAX, Histogram, INPUT_BYTES, KEPT_BYTES_MAX, KINDS, KIND_CREATE, Load,
     METHODS_MAX, Method, PATH_BYTES_MAX, PUTS_KEPT_MAX, READ_NOTHING, READ_RENEWAL, READ_STM, STM_KEYS_MAX,
     STM_SNAPSHOT, READ_WATCH, SECONDS_MAX, Second, StreamSlot, TIMELINE_BIN_NS, TIMELINE_BINS, TIMER_EVENT,
@@ -41,11 +46,17 @@ from etcdfast._ext.loadtypes cimport (
 cdef int64_t SECOND_NS = 1000000000
 
 
+cdef bint speaks_h2(tls_conn* tls) noexcept nogil:
+    cdef const unsigned char* name
+    return tls_alpn(tls, &name) == 2 and name[0] == c"h" and name[1] == c"2"
+
+
 @cython.final
 cdef class Generator:
     cdef Load load
     cdef Py_buffer shared
     cdef bint shared_held
+    cdef TlsContext tls
 
     def __cinit__(self, *, uint32_t conns, uint32_t clients, list endpoints, list templates, object shared,
                   uint32_t worker, int64_t total, double rate, uint32_t key_bytes, uint32_t value_bytes,
@@ -54,7 +65,8 @@ cdef class Generator:
                   uint32_t load_kinds=1, uint32_t load_conns=0, bint renewing=False, bint held=False,
                   list streams=[], uint32_t watchers_each=0, uint32_t stream_conn=0,
                   object key_numbers=None, bint stamped=False, bint latency_by_number=False,
-                  int64_t lease_base=0, int64_t ttl_end_ns=0, tuple stm=(), bint acknowledged=False):
+                  int64_t lease_base=0, int64_t ttl_end_ns=0, tuple stm=(), bint acknowledged=False,
+                  TlsContext tls=None):
         cdef uint32_t i, at, slots
         cdef uint32_t stream_count = <uint32_t>len(streams)
         cdef uint32_t everyone = clients + stream_count
@@ -165,8 +177,13 @@ cdef class Generator:
             self.load.histograms[k].min_ns = <uint64_t>-1
         for i, path in enumerate(methods):
             self._set_method(&self.load.methods[i], path)
-        for i, (family, address, entering, plain, headers, table_bytes) in enumerate(endpoints):
+        if tls is not None:
+            self.tls = tls
+            self.load.tls = &tls.ctx
+        for i, (family, address, entering, plain, headers, table_bytes, tls_name) in enumerate(endpoints):
             self._set_endpoint(&self.load.endpoints[i], family, address, entering, plain, headers, table_bytes)
+            if tls_name is not None:
+                self._set_tls(&self.load.endpoints[i], tls_name)
         for i, (message, keys_at, values_at, method, lease_at, lease_of_client, ttl_at) in enumerate(templates):
             if method >= len(methods):
                 raise ValueError("a template of an unknown method")
@@ -198,6 +215,7 @@ cdef class Generator:
         cdef int k
         if self.load.conns != NULL:
             for i in range(self.load.conn_count):
+                tls_close(self.load.conns[i].tls)
                 if self.load.conns[i].fd >= 0:
                     close(self.load.conns[i].fd)
                 if self.load.conns[i].slots != NULL:
@@ -283,6 +301,13 @@ cdef class Generator:
         e.plain_bytes = <uint32_t>len(plain)
         e.headers = headers
         e.table_bytes = table_bytes
+        return 0
+
+    cdef int _set_tls(self, Endpoint* e, bytes name) except -1:
+        if self.load.tls == NULL or <size_t>len(name) >= sizeof(e.tls_name):
+            raise ValueError("TLS without a context, or with a name too long")
+        e.secure = True
+        memcpy(e.tls_name, <const char*>name, len(name))
         return 0
 
     cdef int _set_key_numbers(self, object numbers) except -1:
@@ -567,24 +592,41 @@ cdef class Generator:
         c.wants_write = 1
 
     cdef int _handshake(self, Conn* c) noexcept nogil:
-        """The socket is connected: send the preface."""
+        """The socket is connected: shake hands where there is TLS, then send the preface."""
         cdef Load* g = &self.load
+        cdef Endpoint* e = &g.endpoints[c.endpoint]
         cdef int error = 0
+        cdef int rc
         cdef unsigned int length = sizeof(error)
         getsockopt(c.fd, SOL_SOCKET, SO_ERROR, &error, &length)
         if error:
             self._end(c, END_ERRNO, error)
             return 0
+        if e.secure:
+            if c.tls == NULL:
+                c.tls = tls_open(g.tls, c.fd, False, e.tls_name if e.tls_name[0] else NULL)
+                if c.tls == NULL:
+                    return END_MEMORY
+            rc = tls_handshake(c.tls)
+            if rc == TLS_FAILED:
+                return END_TLS
+            if rc != TLS_DONE:
+                return self._arm(c, rc == TLS_WANT_WRITE)
+            if not speaks_h2(c.tls):
+                return END_NO_H2
         if h2_start(g, c) < 0:
             return END_MEMORY
-        return self._flush(c)
+        rc = self._flush(c)
+        if rc == 0 and c.tls != NULL and tls_more(c.tls):
+            rc = self._receive(c)
+        return rc
 
     cdef void _end(self, Conn* c, int reason, int error) noexcept nogil:
         """Close a connection; its requests under way fail, and it connects again after a pause."""
         cdef Load* g = &self.load
         cdef int64_t now = now_ns()
         cdef bint was_open = c.state == CONN_OPEN or c.state == CONN_DRAINING
-        cdef char text[200]
+        cdef char text[256]
         cdef char buffer[100]
         cdef const char* why
         cdef uint32_t k = <uint32_t>(c - g.conns)
@@ -609,6 +651,10 @@ cdef class Generator:
             why = "the server does not speak HTTP/2 without TLS here"
         elif reason == END_MESSAGE:
             why = "an answer that cannot be read"
+        elif reason == END_NO_H2:
+            why = "the server speaks TLS, but not HTTP/2 over it"
+        elif reason == END_TLS:
+            why = tls_error(c.tls)
         else:
             why = "HTTP/2 protocol error"
         if was_open:
@@ -623,6 +669,8 @@ cdef class Generator:
                 c.endpoint = (c.endpoint + 1) % g.endpoint_count
         if reason != END_DRAINED:
             snprintf(g.last_error, sizeof(g.last_error), "%s", why)
+        tls_close(c.tls)
+        c.tls = NULL
         if c.fd >= 0:
             close(c.fd)
         c.fd = -1
@@ -667,15 +715,17 @@ cdef class Generator:
         rc = h2_fill(g, c)
         if rc < 0:
             return rc
-        if c.out_sent < c.out_bytes:
+        while c.out_sent < c.out_bytes:
             sent = self._transport_send(c, c.out + c.out_sent, c.out_bytes - c.out_sent)
+            if sent == TLS_AGAIN:
+                break
             if sent < 0:
-                if errno != EAGAIN and errno != EINTR:
-                    return END_ERRNO
-                sent = 0
+                return END_TLS if c.tls != NULL else END_ERRNO
             c.out_sent += <uint32_t>sent
             if c.out_sent == c.out_bytes:
                 c.out_sent = c.out_bytes = 0
+            elif c.tls == NULL:
+                break  # a short write: the socket is full
         return self._arm(c, c.out_sent < c.out_bytes)
 
     cdef int _arm(self, Conn* c, bint wants_write) noexcept nogil:
@@ -690,13 +740,21 @@ cdef class Generator:
         c.wants_write = wants_write
         return 0
 
-    # TLS belongs into these two: same results and errno as send and recv on a non-blocking socket.
+    # > 0 bytes, 0 the end (of recv), TLS_AGAIN, -1 failed: errno, or with TLS its error.
 
     cdef ssize_t _transport_send(self, Conn* c, const uint8_t* data, size_t length) noexcept nogil:
-        return send(c.fd, data, length, MSG_NOSIGNAL)
+        cdef ssize_t n
+        if c.tls != NULL:
+            return tls_send(c.tls, data, length)
+        n = send(c.fd, data, length, MSG_NOSIGNAL)
+        return TLS_AGAIN if n < 0 and (errno == EAGAIN or errno == EINTR) else n
 
     cdef ssize_t _transport_recv(self, Conn* c, uint8_t* data, size_t length) noexcept nogil:
-        return recv(c.fd, data, length, 0)
+        cdef ssize_t n
+        if c.tls != NULL:
+            return tls_recv(c.tls, data, length)
+        n = recv(c.fd, data, length, 0)
+        return TLS_AGAIN if n < 0 and (errno == EAGAIN or errno == EINTR) else n
 
     # ---- input ---------------------------------------------------------------------------------
 
@@ -707,7 +765,7 @@ cdef class Generator:
         if c.state == CONN_IDLE:
             return
         if c.state == CONN_CONNECTING:
-            if events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
+            if c.tls != NULL or events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
                 reason = self._handshake(c)
         else:
             if events & EPOLLOUT:
@@ -721,16 +779,21 @@ cdef class Generator:
     cdef int _receive(self, Conn* c) noexcept nogil:
         cdef Load* g = &self.load
         cdef uint8_t* p = g.input
-        cdef size_t kept = c.kept_bytes
+        cdef size_t kept
         cdef ssize_t got
-        if kept:
-            memcpy(p, c.kept, kept)
-        got = self._transport_recv(c, p + kept, INPUT_BYTES)
-        if got < 0:
-            if errno == EAGAIN or errno == EINTR:
+        cdef int rc
+        while True:
+            kept = c.kept_bytes
+            if kept:
+                memcpy(p, c.kept, kept)
+            got = self._transport_recv(c, p + kept, INPUT_BYTES)
+            if got == TLS_AGAIN:
                 return 0
-            return END_ERRNO
-        if got == 0:
-            return END_EOF
-        c.kept_bytes = 0
-        return h2_receive(g, c, p, kept + <size_t>got, now_ns())
+            if got < 0:
+                return END_TLS if c.tls != NULL else END_ERRNO
+            if got == 0:
+                return END_EOF
+            c.kept_bytes = 0
+            rc = h2_receive(g, c, p, kept + <size_t>got, now_ns())
+            if rc < 0 or c.tls == NULL or not tls_more(c.tls):
+                return rc

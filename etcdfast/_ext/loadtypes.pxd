@@ -19,6 +19,8 @@
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from etcdfast._ext.tlsconn cimport tls_conn, tls_ctx
+
 
 cdef enum:
     # 128 buckets per power of two: a bucket's middle is within 0.4% of every value in it
@@ -102,7 +104,7 @@ cdef enum:
 
 cdef enum:
     CONN_IDLE                    # no socket; connects at retry_ns
-    CONN_CONNECTING
+    CONN_CONNECTING              # or shaking hands, when it has a TLS state
     CONN_HANDSHAKE               # preface sent, peer's SETTINGS not seen
     CONN_OPEN
     CONN_DRAINING                # takes no new stream; closed when the last one ends
@@ -125,6 +127,8 @@ cdef enum:
     END_DRAINED = -8             # by our own wish, no stream open
     END_NOT_HTTP2 = -9
     END_MESSAGE = -10            # a message that cannot be read
+    END_TLS = -11                # Conn.tls says why
+    END_NO_H2 = -12              # TLS without h2
 
 cdef enum:
     GRPC_CANCELLED = 1
@@ -197,6 +201,8 @@ ctypedef struct Endpoint:
     uint32_t plain_bytes
     uint32_t headers             # how many they are
     uint32_t table_bytes         # dynamic table room of these and of every path (RFC 7541 4.1)
+    uint8_t secure               # TLS
+    char tls_name[256]           # whom to expect; empty: anybody
 
 
 ctypedef struct Watcher:
@@ -280,6 +286,7 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
 
 ctypedef struct Conn:
     int fd                       # -1: none
+    tls_conn* tls                # owned; NULL: plain
     int state                    # CONN_*
     uint32_t endpoint
     uint32_t next_stream_id
@@ -360,6 +367,7 @@ ctypedef struct Load:
     int64_t* put_done_ns         # owned; 0: not answered yet
     uint32_t* timeline           # owned; answers of load clients by time since start_ns
     uint8_t* acknowledged        # owned; bit n % 8 of byte n // 8: request n was answered well; NULL: not kept
+    tls_ctx* tls                 # of the secure endpoints; NULL: there are none
     Histogram* histograms
     Second* seconds
     ErrorRow* errors

@@ -4,7 +4,7 @@
     we read:    stream we dialled --link_receive--> bytes without chunks --link_next--> peer_message
 
 Each side dials both kinds, so a link has up to four connections (formats.md 4.4). They arrive with their HTTP heads
-done. A link owns the descriptors it was given: whoever watches them by epoll does so by `link.out[kind].fd` and
+and TLS handshakes done. A link owns the descriptors and TLS states it was given: whoever watches them by epoll does so by `link.out[kind].fd` and
 `link.incoming[kind].fd` (-1: not attached); closing takes them out of epoll by itself.
 
 One thread owns a link. Nothing here blocks.
@@ -12,6 +12,7 @@ One thread owns a link. Nothing here blocks.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from etcdfast._ext.tlsconn cimport tls_conn
 from etcdfast._ext.peerwire cimport chunk_decoder, peer_entry, peer_entry_list, peer_message
 
 cdef enum:
@@ -42,6 +43,7 @@ cdef enum:
 
 ctypedef struct link_out:
     int fd  # -1: not attached
+    tls_conn *tls  # owned; NULL: plain
     uint8_t *data
     uint64_t capacity
     uint64_t start  # first byte not written yet
@@ -53,6 +55,7 @@ ctypedef struct link_out:
 
 ctypedef struct link_in:
     int fd  # -1: not attached
+    tls_conn *tls  # owned; NULL: plain
     bint chunked
     bint malformed  # bytes came that are no chunks: nothing more is taken from it
     chunk_decoder chunks

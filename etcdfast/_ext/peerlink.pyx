@@ -9,6 +9,10 @@ from libc.string cimport memcpy, memmove, memset
 
 from etcdfast._ext.netsys cimport IPPROTO_TCP, MSG_NOSIGNAL, TCP_NODELAY, clock_ns, close_fd, recv, send, setsockopt
 from etcdfast._ext.peerwire cimport *
+from etcdfast._ext.tlsconn cimport (
+    TLS_AGAIN, tls_close, tls_conn, tls_flush, tls_more, tls_recv, tls_send, tls_shutdown, tls_unsent,
+)
+from etcdfast._ext.tlscontext cimport tls_take
 
 cdef extern from *:
     """
@@ -284,15 +288,37 @@ cdef void trim(peer_link *link, int kind) noexcept nogil:
     out.busy_bytes = incoming.busy_bytes = 0
 
 
+cdef inline ssize_t write_some(link_out *out) noexcept nogil:
+    """> 0 bytes taken, TLS_AGAIN, -1 broken."""
+    cdef ssize_t n
+    if out.tls != NULL:
+        return tls_send(out.tls, out.data + out.start, out.end - out.start)
+    n = send(out.fd, out.data + out.start, out.end - out.start, MSG_NOSIGNAL)
+    while n < 0 and errno == EINTR:
+        n = send(out.fd, out.data + out.start, out.end - out.start, MSG_NOSIGNAL)
+    return TLS_AGAIN if n < 0 and errno == EAGAIN else n
+
+
+cdef inline ssize_t read_some(int fd, tls_conn *tls, uint8_t *data, uint64_t room) noexcept nogil:
+    """> 0 bytes, 0 end, TLS_AGAIN nothing there, -1 broken. Over TLS, all records that are there and fit."""
+    cdef ssize_t n
+    if tls != NULL:
+        return tls_recv(tls, data, room)
+    n = recv(fd, data, room, 0)
+    while n < 0 and errno == EINTR:
+        n = recv(fd, data, room, 0)
+    return TLS_AGAIN if n < 0 and errno == EAGAIN else n
+
+
 cdef int link_flush(peer_link *link, int kind) noexcept nogil:
     cdef link_out *out = &link.out[kind]
     cdef ssize_t n
+    if out.tls != NULL and tls_unsent(out.tls) and tls_flush(out.tls) == -1:
+        return LINK_BROKEN
     while out.start < out.end:
-        n = send(out.fd, out.data + out.start, out.end - out.start, MSG_NOSIGNAL)
+        n = write_some(out)
         if n < 0:
-            if errno == EINTR:
-                continue
-            if errno != EAGAIN:
+            if n != TLS_AGAIN:
                 return LINK_BROKEN
             if out.progress_ns == 0:
                 out.progress_ns = clock_ns()
@@ -309,8 +335,8 @@ cdef int link_check_out(peer_link *link, int kind) noexcept nogil:
     cdef ssize_t n
     if link.out[kind].fd < 0:
         return LINK_OK
-    n = recv(link.out[kind].fd, scratch, sizeof(scratch), 0)
-    return LINK_OK if n < 0 and (errno == EAGAIN or errno == EINTR) else LINK_BROKEN
+    n = read_some(link.out[kind].fd, link.out[kind].tls, scratch, sizeof(scratch))
+    return LINK_OK if n == TLS_AGAIN else LINK_BROKEN
 
 
 # ---- receiving --------------------------------------------------------------------------------------
@@ -377,13 +403,9 @@ cdef int64_t link_receive(peer_link *link, int kind) noexcept nogil:
         return LINK_BROKEN
     if not make_room(incoming, LINK_READ_BYTES):
         return LINK_NO_MEMORY
-    n = recv(incoming.fd, incoming.data + incoming.end, incoming.capacity - incoming.end, 0)
-    while n < 0 and errno == EINTR:
-        n = recv(incoming.fd, incoming.data + incoming.end, incoming.capacity - incoming.end, 0)
-    if n < 0:
-        return 0 if errno == EAGAIN else LINK_BROKEN
-    if n == 0:
-        return LINK_BROKEN
+    n = read_some(incoming.fd, incoming.tls, incoming.data + incoming.end, incoming.capacity - incoming.end)
+    if n <= 0:
+        return 0 if n == TLS_AGAIN else LINK_BROKEN
     rc = take(link, incoming, <uint64_t>n)
     return rc if rc < 0 else <int64_t>n
 
@@ -534,6 +556,8 @@ cdef int link_expired(peer_link *link, uint64_t now_ns) noexcept nogil:
                 if link_flush(link, kind) < 0 or out.start == start:
                     dead |= LINK_BIT_OUT_APP << kind
         if incoming.fd >= 0 and <int64_t>(now_ns - incoming.received_ns) > <int64_t>link.read_ns:
+            if incoming.tls != NULL and tls_more(incoming.tls):
+                continue
             if recv(incoming.fd, &byte, 1, MSG_PEEK) <= 0:
                 dead |= LINK_BIT_IN_APP << kind
     return dead
@@ -554,10 +578,17 @@ cdef void free_in(link_in *incoming) noexcept nogil:
     incoming.capacity = incoming.start = incoming.end = 0
 
 
+cdef void hang_up(int fd, tls_conn *tls) noexcept nogil:
+    if tls != NULL:
+        tls_shutdown(tls)  # if the socket takes it: who reads on learns that this is the end and no cut
+        tls_close(tls)
+    if fd >= 0:
+        close_fd(fd)
+
+
 cdef void link_detach_out(peer_link *link, int kind) noexcept nogil:
     cdef link_out *out = &link.out[kind]
-    if out.fd >= 0:
-        close_fd(out.fd)
+    hang_up(out.fd, out.tls)
     free_out(out)
     memset(out, 0, sizeof(link_out))
     out.fd = -1
@@ -565,11 +596,14 @@ cdef void link_detach_out(peer_link *link, int kind) noexcept nogil:
 
 cdef void link_detach_in(peer_link *link, int kind) noexcept nogil:
     cdef link_in *incoming = &link.incoming[kind]
-    if incoming.fd >= 0:
-        close_fd(incoming.fd)
+    hang_up(incoming.fd, incoming.tls)
     free_in(incoming)
     memset(incoming, 0, sizeof(link_in))
     incoming.fd = -1
+
+
+cdef tls_conn *taken_tls(tls) except? NULL:
+    return NULL if tls is None else tls_take(tls)
 
 
 cdef int checked_kind(int kind) except -1:
@@ -622,17 +656,18 @@ cdef class PeerLink:
             link_detach_out(&self.link, kind)
             link_detach_in(&self.link, kind)
 
-    def attach_out(self, int kind, int fd):
-        """Own `fd`, a stream the peer dialled whose HTTP head is answered; an older one is closed. The msgappv2 encoder
-        starts anew. Errors: ValueError, OSError (the descriptor stays the caller's)."""
+    def attach_out(self, int kind, int fd, tls=None):
+        """Own `fd`, a stream the peer dialled whose HTTP head is answered, and its TLS state; an older one is closed. The
+        msgappv2 encoder starts anew. Errors: ValueError, OSError (the descriptor stays the caller's)."""
         cdef link_out *out = &self.link.out[checked_kind(kind)]
         ready_socket(fd)
         link_detach_out(&self.link, kind)
         out.fd = fd
+        out.tls = taken_tls(tls)
 
-    def attach_in(self, int kind, int fd, bytes leftover not None=b"", bint chunked=True):
-        """Own `fd`, a stream this member dialled, of which `leftover` was read behind the HTTP head; an older one is
-        closed. That `leftover` makes no sense is told by link_next. Errors: ValueError for a bad kind, OSError (the
+    def attach_in(self, int kind, int fd, bytes leftover not None=b"", bint chunked=True, tls=None):
+        """Own `fd`, a stream this member dialled, and its TLS state; `leftover` was read behind the HTTP head. An older
+        one is closed. That `leftover` makes no sense is told by link_next. Errors: ValueError for a bad kind, OSError (the
         descriptor stays the caller's), MemoryError."""
         cdef link_in *incoming = &self.link.incoming[checked_kind(kind)]
         cdef const uint8_t *data = leftover
@@ -640,6 +675,7 @@ cdef class PeerLink:
         ready_socket(fd)
         link_detach_in(&self.link, kind)
         incoming.fd = fd
+        incoming.tls = taken_tls(tls)
         incoming.chunked = chunked
         incoming.received_ns = clock_ns()
         if not size:

@@ -148,18 +148,19 @@ cdef class Peers:
         """When something of the member came last (CLOCK_MONOTONIC), 0 never."""
         return self.last_heard_ns[<int>self.slots[member]]
 
-    def attach(self, uint64_t member, int kind, bint outgoing, int fd, bytes leftover=b"", bint chunked=True):
-        """A stream is established; the link owns `fd` from here on. Errors: KeyError, OSError."""
+    def attach(self, uint64_t member, int kind, bint outgoing, int fd, bytes leftover=b"", bint chunked=True,
+               tls=None):
+        """A stream is established; the link owns `fd` and its TLS state from here on. Errors: KeyError, OSError."""
         cdef int slot = self.slots[member]
         cdef PeerLink link = self.links[slot]
         cdef epoll_event event
         event.events = EPOLLIN | EPOLLRDHUP | EPOLLET | (EPOLLOUT if outgoing else 0)
         event.data.u64 = PEERS_TAG + slot * 4 + (2 if outgoing else 0) + kind
         if outgoing:
-            link.attach_out(kind, fd)
+            link.attach_out(kind, fd, tls)
             self.writable |= <uint64_t>1 << slot
         else:
-            link.attach_in(kind, fd, leftover, chunked)
+            link.attach_in(kind, fd, leftover, chunked, tls)
             self.ready[kind] |= <uint64_t>1 << slot
         if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
             link.detach(kind, outgoing)

@@ -7,11 +7,13 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 
 from etcdfast.bench import commands, runner, workload
 from etcdfast.bench.endpoints import Endpoint, EndpointError, parse_endpoints
 from etcdfast.bench.runner import RunError
 from etcdfast.bench.workload import Workload, WorkloadError
+from etcdfast.client.security import Security, SecurityError
 from etcdfast.config import values
 
 PROG = "etcdfast-bench"
@@ -104,7 +106,7 @@ def _add_globals(parser: argparse.ArgumentParser, top: bool) -> None:
         "endpoints",
         "127.0.0.1:2379",
         metavar="LIST",
-        help="host:port, http://host:port or unix:///path, comma-separated (127.0.0.1:2379)",
+        help="host:port, http://host:port, https://host:port or unix:///path, comma-separated (127.0.0.1:2379)",
     )
     add("conns", 1, type=_positive, metavar="N", help="connections (1)")
     add("clients", 1, type=_positive, metavar="N", help="clients, each with one request under way (1)")
@@ -124,6 +126,11 @@ def _add_globals(parser: argparse.ArgumentParser, top: bool) -> None:
         metavar="TIME",
         help="stop after this time; --total is then no limit unless given",
     )
+    add("cacert", "", metavar="FILE", help="CA that signed the server's certificate: use TLS")
+    add("cert", "", metavar="FILE", help="certificate of the client")
+    add("key", "", dest="key_file", metavar="FILE", help="key of --cert")
+    add("insecure-skip-tls-verify", False, action="store_true", help="take any certificate of the server")
+    add("user", "", metavar="NAME:PASSWORD", help="authenticate first, and call in the name of this user")
     add("processes", 0, type=_count, metavar="N", help="generator processes (0: one for every 4 cores)")
     add("seed", 1, type=_count, metavar="N", help="seed of random keys and values (1)")
     add("report-json", "", metavar="FILE", help="also write the report as JSON, - for standard output")
@@ -315,7 +322,20 @@ def _progress(args: argparse.Namespace, total: int):
 
 
 def _flags(args: argparse.Namespace) -> dict:
-    return {name.replace("_", "-"): value for name, value in sorted(vars(args).items()) if name != "command"}
+    flags = {name.replace("_", "-"): value for name, value in sorted(vars(args).items()) if name != "command"}
+    flags["user"] = flags["user"].partition(":")[0]
+    return flags
+
+
+def _in_the_name_of(args: argparse.Namespace, endpoints: list[Endpoint]) -> list[Endpoint]:
+    """The endpoints with the token of --user."""
+    if not args.user:
+        return endpoints
+    name, colon, password = args.user.partition(":")
+    if not colon:
+        raise UsageError(f"argument --user: expected NAME:PASSWORD, got {args.user!r}")
+    metadata = runner.authenticate(endpoints[0], name, password, args.dial_timeout)
+    return [replace(endpoint, metadata=metadata) for endpoint in endpoints]
 
 
 def _run(argv: list[str]) -> int:
@@ -323,7 +343,9 @@ def _run(argv: list[str]) -> int:
     args = parser.parse_args(_plain_switches(argv, parser))
     if not args.command:
         raise UsageError(f"a command is missing: put, range, watch or another (see {PROG} --help)")
-    endpoints = parse_endpoints(args.endpoints)
+    security = Security(args.cacert, args.cert, args.key_file, args.insecure_skip_tls_verify)
+    security.check()
+    endpoints = _in_the_name_of(args, parse_endpoints(args.endpoints, security))
     json_file = _open_json(args.report_json)
     acknowledged = _open_bits(getattr(args, "acknowledged", ""))
     to_stdout = args.report_json == "-"
@@ -431,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit status."""
     try:
         return _run(sys.argv[1:] if argv is None else argv)
-    except (UsageError, EndpointError, WorkloadError) as e:
+    except (UsageError, EndpointError, WorkloadError, SecurityError) as e:
         print(f"{PROG}: {e}", file=sys.stderr)
         return 2
     except RunError as e:

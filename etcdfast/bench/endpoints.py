@@ -7,9 +7,12 @@ import struct
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from etcdfast.client.security import Security
+
 # RFC 7541 4.1
 ENTRY_OVERHEAD_BYTES = 32
 HEADERS_MAX = 32
+NOTHING = Security()
 
 
 class EndpointError(ValueError):
@@ -24,27 +27,28 @@ class Endpoint:
     family: int
     address: bytes
     authority: str
+    security: Security | None = None  # TLS
+    host: str = ""  # name or address that its certificate must hold
+    metadata: tuple[tuple[str, str], ...] = ()  # of every call
 
 
-def parse_endpoints(text: str) -> list[Endpoint]:
-    """Comma-separated host:port, http://host:port or unix:///path; names are resolved here, once.
+def parse_endpoints(text: str, security: Security = NOTHING) -> list[Endpoint]:
+    """Comma-separated host:port, http://host:port, https://host:port or unix:///path; names are resolved here, once.
 
     Errors: EndpointError.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise EndpointError("--endpoints: no endpoint given")
-    return [_parse(part) for part in parts]
+    return [_parse(part, security) for part in parts]
 
 
-def _parse(text: str) -> Endpoint:
+def _parse(text: str, security: Security) -> Endpoint:
     if text.startswith(("unix:", "unixs:")):
-        return _parse_unix(text)
-    url = urlsplit(text if "://" in text else f"http://{text}")
-    if url.scheme == "https":
-        raise EndpointError(f"endpoint {text}: TLS is not supported by this tool yet; use an http:// endpoint")
-    if url.scheme != "http" or url.path not in ("", "/") or url.query:
-        raise EndpointError(f"endpoint {text}: expected host:port, http://host:port or unix:///path")
+        return _parse_unix(text, security)
+    url = urlsplit(text if "://" in text else f"{'https' if security.wanted else 'http'}://{text}")
+    if url.scheme not in ("http", "https") or url.path not in ("", "/") or url.query:
+        raise EndpointError(f"endpoint {text}: expected host:port, http://host:port, https://host:port or unix:///path")
     try:
         port = url.port
     except ValueError:
@@ -61,18 +65,17 @@ def _parse(text: str) -> Endpoint:
         raw += socket.inet_pton(family, host.split("%")[0]) + struct.pack("=I", scope)
     else:
         raw = struct.pack("=H", family) + struct.pack(">H", port) + socket.inet_pton(family, address[0]) + bytes(8)
-    return Endpoint(text, family, raw, url.netloc)
+    return Endpoint(text, family, raw, url.netloc, security if url.scheme == "https" else None, url.hostname)
 
 
-def _parse_unix(text: str) -> Endpoint:
+def _parse_unix(text: str, security: Security) -> Endpoint:
     scheme, path = text.split(":", 1)
-    if scheme == "unixs":
-        raise EndpointError(f"endpoint {text}: TLS is not supported by this tool yet; use unix://")
     path = path.removeprefix("//")
     raw_path = path.encode()
     if not path or len(raw_path) > 107:
         raise EndpointError(f"endpoint {text}: a socket path has 1 to 107 bytes")
-    return Endpoint(text, socket.AF_UNIX, struct.pack("=H", socket.AF_UNIX) + raw_path + b"\0", "localhost")
+    address = struct.pack("=H", socket.AF_UNIX) + raw_path + b"\0"
+    return Endpoint(text, socket.AF_UNIX, address, "localhost", security if scheme == "unixs" else None, "localhost")
 
 
 def _integer(prefix_bits: int, flags: int, value: int) -> bytes:

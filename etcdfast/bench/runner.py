@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from etcdfast._ext.loadgen import Generator
+from etcdfast._ext.tlscontext import TlsContext, TlsError, TlsOptions
 from etcdfast.bench import watching
 from etcdfast.bench.endpoints import Endpoint, header_row, path_literal
 from etcdfast.bench.page import DONE_OFFSET, ROW_BYTES, STOP_OFFSET
@@ -190,6 +191,34 @@ def _allow_files(needed: int) -> None:
         ) from None
 
 
+def authenticate(endpoint: Endpoint, name: str, password: str, timeout_seconds: float) -> tuple[tuple[str, str], ...]:
+    """Metadata of calls in the name of a user. Errors: RunError."""
+    # By another process: grpc starts threads, and must not be there when the generators are forked.
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_token_main, args=(theirs, endpoint, name, password, timeout_seconds), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        raise RunError("the process that authenticates ended early") from None
+    finally:
+        process.join()
+    if isinstance(found, str):
+        raise RunError(found)
+    return found
+
+
+def _token_main(pipe, endpoint, name, password, timeout_seconds) -> None:
+    from etcdfast.bench import side_calls
+
+    try:
+        pipe.send(side_calls.token(endpoint, name, password, timeout_seconds))
+    except (RunError, ValueError) as e:
+        pipe.send(str(e))
+
+
 def _run_processes(processes, workload, endpoints, load, page, tick) -> list[dict]:
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(processes)
@@ -259,7 +288,10 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
         return _empty(workload)
     apart = watched is not None and watched.apart
     rotated = [endpoints[(worker + processes * i) % len(endpoints)] for i in range(len(endpoints))]
-    rows = [(e.family, e.address, *header_row(e.authority, workload.methods, list(load.metadata))) for e in rotated]
+    rows = [
+        (e.family, e.address, *header_row(e.authority, workload.methods, [*load.metadata, *e.metadata]), tls_name(e))
+        for e in rotated
+    ]
     # what the clients of earlier workers have
     lease_base = workload.lease_base
     if workload.lease_of_client:
@@ -301,6 +333,7 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
         ttl_end_ns=workload.ttl_end_ns,
         stm=workload.stm,
         acknowledged=load.acknowledged,
+        tls=tls_context(endpoints),
     )
     deadline = time.monotonic() + load.dial_timeout_seconds
     while generator.open_conns < conns:
@@ -313,6 +346,33 @@ def _work(worker, processes, workload, endpoints, load, page, tick, barrier) -> 
     if watched:
         return watching.drive(generator, watched, clients, page, tick) | _counted(generator)
     return _drive(generator, load, page, tick)
+
+
+def tls_name(endpoint: Endpoint) -> bytes | None:
+    """Whom the generator expects there: b"" anybody, None without TLS."""
+    if endpoint.security is None:
+        return None
+    return b"" if endpoint.security.skip_verify else endpoint.host.encode("idna")
+
+
+def tls_context(endpoints: list[Endpoint]) -> TlsContext | None:
+    """What the secure ones of them are met with. Errors: RunError."""
+    security = next((e.security for e in endpoints if e.security is not None), None)
+    if security is None:
+        return None
+    try:
+        return TlsContext(
+            TlsOptions(
+                "client",
+                cert_file=security.cert,
+                key_file=security.key,
+                ca_file=security.cacert,
+                skip_verify=security.skip_verify,
+                alpn=(b"h2",),
+            )
+        )
+    except TlsError as e:
+        raise RunError(str(e)) from None
 
 
 def clients_of(worker: int, processes: int, load: Load) -> int:

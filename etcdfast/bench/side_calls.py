@@ -13,15 +13,28 @@ from etcdfast.api import rpcs
 from etcdfast.api.grpc_stubs import Client
 from etcdfast.bench.endpoints import Endpoint
 from etcdfast.bench.runner import RunError
+from etcdfast.client.channels import open_channel, token_of
 
 CALL_SECONDS = 5.0
 HASH_SECONDS = 600.0
 
 
-def _target(endpoint: Endpoint) -> str:
+def _open(endpoint: Endpoint) -> grpc.Channel:
+    address = endpoint.authority
     if endpoint.family == socket.AF_UNIX:
-        return "unix:" + endpoint.address[2:].rstrip(b"\0").decode()
-    return endpoint.authority
+        address = "unix:" + endpoint.address[2:].rstrip(b"\0").decode()
+    return open_channel(address, endpoint.security)
+
+
+def token(endpoint: Endpoint, name: str, password: str, timeout_seconds: float) -> tuple[tuple[str, str], ...]:
+    """Metadata of calls in the name of a user. Errors: RunError."""
+    try:
+        with _open(endpoint) as channel:
+            return token_of(channel, name, password, timeout_seconds)
+    except grpc.RpcError as e:
+        raise RunError(f"cannot authenticate at {endpoint.text}: {e.details()}") from None
+    except OSError as e:
+        raise RunError(f"cannot authenticate at {endpoint.text}: {e.strerror or e}") from None
 
 
 def _request(name: str, **fields):
@@ -35,7 +48,7 @@ class Compactor:
     """
 
     def __init__(self, endpoint: Endpoint, interval_seconds: float, keep: int) -> None:
-        self._target, self._interval, self._keep = _target(endpoint), interval_seconds, keep
+        self._endpoint, self._interval, self._keep = endpoint, interval_seconds, keep
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -49,14 +62,15 @@ class Compactor:
         self._thread.join(2 * CALL_SECONDS)
 
     def _run(self) -> None:
-        with grpc.insecure_channel(self._target) as channel:
+        with _open(self._endpoint) as channel:
             client = Client(channel)
+            more = {"timeout": CALL_SECONDS, "metadata": self._endpoint.metadata}
             while not self._stop.wait(self._interval):
                 try:
-                    newest = client.KV.Range(_request("RangeRequest", key=b"foo"), timeout=CALL_SECONDS).header.revision
+                    newest = client.KV.Range(_request("RangeRequest", key=b"foo"), **more).header.revision
                     if newest > self._keep:
                         request = _request("CompactionRequest", revision=newest - self._keep)
-                        client.KV.Compact(request, timeout=CALL_SECONDS)
+                        client.KV.Compact(request, **more)
                 except grpc.RpcError as e:
                     print(f"compaction failed: {e.details()}", file=sys.stderr)
 
@@ -64,12 +78,12 @@ class Compactor:
 def put_times(endpoint: Endpoint, key: bytes, times: int) -> int:
     """Put a key that often; returns the revision of the first put. Errors: RunError."""
     first = 0
-    with grpc.insecure_channel(_target(endpoint)) as channel:
+    with _open(endpoint) as channel:
         client = Client(channel)
         for number in range(times):
             request = _request("PutRequest", key=key, value=str(number).encode())
             try:
-                revision = client.KV.Put(request, timeout=CALL_SECONDS).header.revision
+                revision = client.KV.Put(request, timeout=CALL_SECONDS, metadata=endpoint.metadata).header.revision
             except grpc.RpcError as e:
                 raise RunError(f"cannot put {key.decode()} on {endpoint.text}: {e.details()}") from None
             first = first or revision
@@ -79,11 +93,12 @@ def put_times(endpoint: Endpoint, key: bytes, times: int) -> int:
 def hashkv_summary(endpoint: Endpoint) -> str:
     """Text block with the hash of all keys, as etcd's tool lays it out."""
     start = time.monotonic()
-    with grpc.insecure_channel(_target(endpoint)) as channel:
+    with _open(endpoint) as channel:
         client = Client(channel)
         try:
-            answer = client.Maintenance.HashKV(_request("HashKVRequest"), timeout=HASH_SECONDS)
-            size = client.Maintenance.Status(_request("StatusRequest"), timeout=CALL_SECONDS).dbSize
+            more = {"metadata": endpoint.metadata}
+            answer = client.Maintenance.HashKV(_request("HashKVRequest"), timeout=HASH_SECONDS, **more)
+            size = client.Maintenance.Status(_request("StatusRequest"), timeout=CALL_SECONDS, **more).dbSize
         except grpc.RpcError as e:
             return f"HashKV Summary:\n\tfailed: {e.details()}"
     return (

@@ -4,17 +4,21 @@ Plain requests over HTTP to their peer URLs, all at once, from threads that end 
 this process runs yet. Texts are etcd's. Source: reference/formats.md sections 4.13, 5.2 and 5.3.
 """
 
-import http.client
+import asyncio
 import json
-import socket
 import threading
 import time
 from collections import namedtuple
 
+import httptools
+
 from etcdfast import log
 from etcdfast.cluster.membership import MembershipError, members_from_json
-from etcdfast.config.values import same_addresses, split_host_port, split_url
+from etcdfast.config.values import same_addresses
 from etcdfast.consensus import versions
+from etcdfast.consensus.peers import sockets
+from etcdfast.consensus.peers.http1 import HttpError, HttpReader, request_head
+from etcdfast.consensus.peers.tls import PeerTls
 
 NEW_SECONDS = 1.0  # a new cluster: nobody has to be there yet
 EXISTING_SECONDS = 10.0
@@ -36,7 +40,9 @@ class JoinError(Exception):
 def join(config):
     """Ask the members of an existing cluster, by the URLs of --initial-cluster. Errors: JoinError."""
     local = dict(config.initial_members)
-    cluster_id, members = _members_of_cluster(_remote_urls(config), EXISTING_SECONDS, "failed to get cluster response")
+    cluster_id, members = _members_of_cluster(
+        config, _remote_urls(config), EXISTING_SECONDS, "failed to get cluster response"
+    )
     if members is None:
         raise JoinError(
             "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
@@ -47,7 +53,7 @@ def join(config):
         )
     ids = _ids_by_name(local, cluster_id, members)
     others = [member for member in members if member.id != ids[config.name]]
-    found = ask_versions(others)
+    found = ask_versions(config, others)
     if not versions.compatible(found):
         raise JoinError("incompatible with current running cluster")
     return Joined(cluster_id, ids[config.name], members)
@@ -55,15 +61,15 @@ def join(config):
 
 def is_bootstrapped(config, member_id):
     """Whether a running cluster knows this member of a new one as started: its data is gone, then."""
-    _, members = _members_of_cluster(_remote_urls(config), NEW_SECONDS, None)
+    _, members = _members_of_cluster(config, _remote_urls(config), NEW_SECONDS, None)
     return any(member.id == member_id and member.client_urls for member in members or ())
 
 
-def ask_versions(members):
+def ask_versions(config, members):
     """{member: (server version, cluster version)} of those that answer."""
     urls = {url: member for member in members for url in member.peer_urls}
     found = {}
-    for url, answer in _ask(list(urls), "/version", VERSION_SECONDS, lambda answers: False):
+    for url, answer in _ask(config, list(urls), "/version", VERSION_SECONDS, lambda answers: False):
         try:
             told = json.loads(answer.body)
             found[urls[url].id] = str(told["etcdserver"]), str(told["etcdcluster"])
@@ -76,11 +82,11 @@ def _remote_urls(config):
     return sorted(url for name, urls in config.initial_members if name != config.name for url in urls)
 
 
-def _members_of_cluster(urls, seconds, warning):
+def _members_of_cluster(config, urls, seconds, warning):
     """(cluster id, members) as the first that answers has them; (None, None) when nobody does."""
-    for url, answer in _ask(urls, "/members", seconds, lambda answers: len(answers) > 0, warning):
+    for url, answer in _ask(config, urls, "/members", seconds, lambda answers: len(answers) > 0, warning):
         try:
-            return int(answer.headers.get("X-Etcd-Cluster-Id", ""), 16), members_from_json(answer.body)
+            return int(answer.headers.get("x-etcd-cluster-id", ""), 16), members_from_json(answer.body)
         except (ValueError, MembershipError) as err:
             if warning:
                 log.warn("failed to unmarshal cluster response", address=f"{url}/members", error=str(err))
@@ -122,17 +128,18 @@ def _cluster_text(cluster_id, members):
 # ---- asking ---------------------------------------------------------------------------------------
 
 
-def _ask(urls, path, seconds, enough, warning=None):
+def _ask(config, urls, path, seconds, enough, warning=None):
     """GET `path` of every URL at once: [(url, _Answer)] in the order of `urls`, when all have answered or failed, when
     `enough(answers)` says so, or when the time is over."""
     answers, done = {}, threading.Condition()
+    tls = PeerTls(config)
     left = set(urls)
 
     def ask(url):
         answer = failure = None
         try:
-            answer = _get(url, path, seconds)
-        except (OSError, http.client.HTTPException, ValueError) as err:
+            answer = _get(url, path, seconds, tls)
+        except (OSError, HttpError, ValueError) as err:
             failure = str(err) or repr(err)
         with done:
             left.discard(url)
@@ -150,33 +157,24 @@ def _ask(urls, path, seconds, enough, warning=None):
         return [(url, answers[url]) for url in urls if url in answers]
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+def _get(url, path, seconds, tls):
+    """Errors: OSError (TimeoutError among them), HttpError, ValueError."""
+    return asyncio.run(_request(url, path, seconds, tls))
 
 
-def _get(url, path, seconds):
-    """Errors: OSError, http.client.HTTPException, ValueError."""
-    scheme, address = split_url(url)
-    if scheme in ("https", "unixs"):
-        raise ValueError("TLS between members is not supported yet")
-    if scheme == "unix":
-        connection = _UnixConnection(address, seconds)
-    else:
-        host, port = split_host_port(address)
-        connection = http.client.HTTPConnection(host, int(port or 80), timeout=seconds)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read(ANSWER_BYTES_MAX)
-        if response.status != http.client.OK:
-            raise ValueError(f"status {response.status}")
-        return _Answer(response.headers, body)
-    finally:
-        connection.close()
+async def _request(url, path, seconds, tls):
+    async with asyncio.timeout(seconds):
+        wire = await sockets.connect(url, seconds, tls)
+        try:
+            head = {"Host": sockets.host_of(url), "Connection": "close"}
+            await wire.send(request_head("GET", path, head))
+            reader = HttpReader(wire, httptools.HttpResponseParser)
+            response = await reader.head(seconds)
+            if response is None:
+                raise HttpError("closed without an answer")
+            body = await reader.body(ANSWER_BYTES_MAX, seconds)
+        finally:
+            wire.close()
+    if response.status != 200:
+        raise ValueError(f"status {response.status}")
+    return _Answer(response.headers, body)

@@ -13,7 +13,7 @@ from etcdfast._ext.peerwire import PeerMessage
 from etcdfast._ext.ring import KINDS
 from etcdfast.api import errors, rpcs
 from etcdfast.cluster.membership import CONNECTED_SECONDS
-from etcdfast.consensus.peers import Inbox, PeerSettings, PeerThread, View
+from etcdfast.consensus.peers import Inbox, PeerSettings, PeerThread, PeerTls, View
 from etcdfast.consensus.records import Record
 from etcdfast.formats.raftpb import RaftMessageError, put_bytes, put_uint, read_fields
 
@@ -66,7 +66,9 @@ class Peering:
             snap_dir=os.path.join(config.member_dir, "snap"),
             election_timeout_seconds=config.election_timeout / 1000,
         )
-        self._thread = PeerThread(settings, process.peer_listeners, self._view(), self._inbox)
+        tls = PeerTls(config)
+        process.on_reload(lambda config: tls.reload())
+        self._thread = PeerThread(settings, process.peer_listeners, self._view(), self._inbox, tls)
         self._thread.start()
         for member in process.peers.members:
             self._thread.dial(member)
@@ -192,9 +194,9 @@ class Peering:
         self._attach(peer, kind, False, socket, leftover)
 
     def _attach(self, peer, kind, outgoing, socket, leftover):
-        fd = socket.detach()
+        fd, tls = socket.detach()
         try:
-            self._process.peers.attach(peer, kind, outgoing, fd, leftover)
+            self._process.peers.attach(peer, kind, outgoing, fd, leftover, tls=tls)
         except KeyError:
             os.close(fd)  # removed since
         else:

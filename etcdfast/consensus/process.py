@@ -21,6 +21,7 @@ from etcdfast._ext.peerset import Peers
 from etcdfast._ext.raftlog import RaftLog
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS, KINDS, Ring, StatusPage
 from etcdfast._ext.walio import WalError
+from etcdfast.config.checks import is_tls
 from etcdfast.consensus import versions
 from etcdfast.consensus.calls import Calls
 from etcdfast.consensus.corruptcheck import CorruptionChecks
@@ -355,8 +356,11 @@ class Process:
 
     @property
     def peer_listeners(self):
-        """Listening sockets of the peer URLs."""
-        return [socket.socket(fileno=fd) for _, fd, _ in self._boot.listen]
+        """(listening socket, whether it speaks TLS) of the peer URLs."""
+        return [(socket.socket(fileno=fd), is_tls(url)) for url, fd, _ in self._boot.listen]
+
+    def on_reload(self, callback):
+        self._boot.on_reload(callback)
 
     def removed_by_others(self):
         """A peer says that this member is not of the cluster any more."""

@@ -16,6 +16,7 @@ def _start(config, read_again):
     from etcdfast.supervisor.datadir import is_new_member, open_data_dir
     from etcdfast.supervisor.listeners import client_urls, open_listeners
     from etcdfast.supervisor.member import Member
+    from etcdfast.supervisor.peertls import check_peer_tls
 
     proc.set_name("etcdfast")
     log.info(
@@ -44,6 +45,7 @@ def _start(config, read_again):
                 config = config._replace(initial_cluster=found, initial_cluster_token=config.discovery_token)
             check_bootstrap(config)
         check_client_tls(config)
+        check_peer_tls(config)
         shared = config.socket_reuse_port
         (peer_listeners,) = open_listeners([(url, "peer") for url in config.listen_peer_urls], 1, shared)
         listeners = open_listeners(client_urls(config), config.frontend_count, shared)

@@ -49,6 +49,7 @@ COMMANDS = (
             Flag("cacert", "string", "", "file with the CA that signed the server's certificate: use TLS"),
             Flag("cert", "string", "", "file with this client's certificate"),
             Flag("key", "string", "", "file with this client's key"),
+            Flag("insecure-skip-tls-verify", "bool", False, "take any certificate of the server: for tests only"),
         ),
         (1, "snapshot save expects one argument"),
         _later("save", "snapshot_save"),

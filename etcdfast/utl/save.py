@@ -14,6 +14,8 @@ import grpc
 
 from etcdfast.api import grpc_stubs
 from etcdfast.api.pb import rpc_pb2 as pb
+from etcdfast.client.channels import open_channel, token_of
+from etcdfast.client.security import Security, SecurityError, split_scheme
 from etcdfast.formats import bbolt
 from etcdfast.utl import output
 from etcdfast.utl.errors import BAD_CONNECTION, INTERRUPTED, UtlError
@@ -108,24 +110,16 @@ def _receive(channel, file, metadata, endpoint):
 
 
 def _channel(endpoint, options):
-    address = endpoint
-    is_tls = bool(options["cacert"] or options["cert"])
-    for scheme, tls in (("http://", False), ("https://", True)):
-        if endpoint.startswith(scheme):
-            address, is_tls = endpoint[len(scheme) :], is_tls or tls
-    if not is_tls:
-        return grpc.insecure_channel(address, options=_OPTIONS)
-    if bool(options["cert"]) != bool(options["key"]):
-        raise UtlError("--cert and --key go together: a client certificate needs its key")
-    ca, key, cert = (_read(options[name]) for name in ("cacert", "key", "cert"))
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options=_OPTIONS)
-
-
-def _read(path):
-    if not path:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
+    security = Security(
+        options["cacert"], options["cert"], options["key"], skip_verify=options["insecure-skip-tls-verify"]
+    )
+    address, is_tls = split_scheme(endpoint, security)
+    try:
+        return open_channel(address, security if is_tls else None, _OPTIONS)
+    except SecurityError as err:
+        raise UtlError(str(err)) from None
+    except OSError as err:
+        raise UtlError(f"no connection to {endpoint}: {err.strerror or err}", BAD_CONNECTION) from None
 
 
 def _connect(channel, endpoint, timeout_seconds):
@@ -149,12 +143,9 @@ def _token(channel, options):
     elif not colon:
         password = getpass.getpass("Password: ")
     try:
-        answer = grpc_stubs.Client(channel).Auth.Authenticate(
-            pb.AuthenticateRequest(name=name, password=password), timeout=options["dial-timeout"]
-        )
+        return token_of(channel, name, password, options["dial-timeout"])
     except grpc.RpcError as err:
         raise UtlError(_reason(err), BAD_CONNECTION) from None
-    return (("token", answer.token),)
 
 
 def _reason(err):

@@ -22,6 +22,7 @@ from typing import Any
 from . import pb
 from .network import Loopback, Network, Proxies
 from .rpc import Client, Reply
+from .security import PeerSecurity
 from .servers import ETCD, Server, ServerError, target_name
 from .wait import WaitTimeout, wait_until
 
@@ -65,7 +66,11 @@ class ClusterMember(Server):
 
     @property
     def peer_url(self) -> str:
-        return f"http://{self.cluster.network.advertised(self.number, self.peer_port)}"
+        return f"{self.peer_scheme}://{self.cluster.network.advertised(self.number, self.peer_port)}"
+
+    @property
+    def peer_scheme(self) -> str:
+        return "https" if self.cluster.security else "http"
 
     def command(self) -> list[str]:
         program = [ETCD] if self.kind == "etcd" else [sys.executable, "-m", "etcdfast"]
@@ -76,11 +81,12 @@ class ClusterMember(Server):
             "--data-dir", str(self.data_dir),
             "--listen-client-urls", self.url,
             "--advertise-client-urls", self.url,
-            "--listen-peer-urls", f"http://{self.host}:{self.peer_port}",
+            "--listen-peer-urls", f"{self.peer_scheme}://{self.host}:{self.peer_port}",
             "--initial-advertise-peer-urls", self.peer_url,
             "--initial-cluster", self.joins or self.cluster.initial,
             "--initial-cluster-state", "existing" if self.joins else "new",
             "--initial-cluster-token", self.cluster.token,
+            *(self.cluster.security.flags_of(self) if self.cluster.security else []),
             *self.cluster.flags,
             *self.flags,
         ]  # fmt: skip
@@ -143,7 +149,8 @@ class ClusterMember(Server):
 class Cluster:
     """`kinds`: one kind for all, or one for each member; the kind under test when not given.
 
-    `flags` and `environment` go to every member. The network belongs to the cluster and is closed with it.
+    `flags` and `environment` go to every member. The network belongs to the cluster and is closed with it. With
+    `security` the members meet each other over TLS.
     """
 
     def __init__(
@@ -155,6 +162,7 @@ class Cluster:
         environment: dict[str, str] | None = None,
         network: Network | None = None,
         timing: Sequence[str] = TIMING,
+        security: PeerSecurity | None = None,
     ) -> None:
         kinds = kinds or target_name()
         each = [kinds] * size if isinstance(kinds, str) else list(kinds)
@@ -163,6 +171,9 @@ class Cluster:
         self.token = f"test-{self.directory.name}"
         self.flags = [*timing, *flags]
         self.environment = dict(environment or {})
+        self.security = security
+        if security is not None:
+            security.begin(self.directory / "certs")
         self._failures_before = Failures.count
         self.members: list[ClusterMember] = []
         self.removed: list[ClusterMember] = []

@@ -35,7 +35,7 @@ class FakeMember:
         self.snap_dir = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.inbox = Inbox()
-        self.thread = PeerThread(PeerSettings(str(directory), **settings), [listening], view, self.inbox)
+        self.thread = PeerThread(PeerSettings(str(directory), **settings), [(listening, False)], view, self.inbox)
         self.links = {}
         self.got = []  # Message of every stream and POST, in order
         self.events = []  # everything else that came through the inbox
@@ -125,7 +125,7 @@ class FakeMember:
         if name in ("stream_out", "stream_in"):
             kind, peer, connected, more = arguments
             self._watched.pop(self.link(peer).fd(kind, name == "stream_out"), None)
-            fd = connected.detach()
+            fd, _ = connected.detach()
             if name == "stream_out":
                 self.link(peer).attach_out(kind, fd)
             else:

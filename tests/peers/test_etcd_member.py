@@ -14,6 +14,7 @@ import pytest
 from etcdfast._ext.peerlink import PeerLink
 from etcdfast._ext.peerwire import ChunkDecoder, PeerMessage, marshal_message
 from etcdfast.cluster import entries
+from etcdfast.consensus.peers.sockets import Taken
 from etcdfast.formats import bbolt, memberid, raftpb
 from tests.harness import pb
 from tests.harness.ports import free_port
@@ -121,9 +122,11 @@ class Recorder(FakeMember):
             kind, peer, connected, leftover = arguments
             self.__dict__.setdefault("recorded", {})[kind] = pieces = [leftover]
             near, far = socket.socketpair()
-            connected.setblocking(True)
-            threading.Thread(target=_copy, args=(connected, near, pieces), daemon=True).start()
-            arguments = kind, peer, far, leftover
+            fd, _ = connected.detach()
+            source = socket.socket(fileno=fd)
+            source.setblocking(True)
+            threading.Thread(target=_copy, args=(source, near, pieces), daemon=True).start()
+            arguments = kind, peer, Taken(far.detach()), leftover
         super()._event(name, *arguments)
 
     def stream_bytes(self, kind):

@@ -13,8 +13,8 @@ How the two talk (the interpreter lock is the main thread's more than ours, so b
   may pile up (POSTs) is counted and refused at a limit.
 - peers -> main: an `Inbox`: a deque of tuples and an eventfd that the main loop watches. `inbox.take()` gives:
 
-      ("stream_out", kind, peer, socket, headers)  the peer dialled us, its head is answered -> PeerLink.attach_out
-      ("stream_in", kind, peer, socket, leftover)  we dialled the peer -> PeerLink.attach_in, then link_next; when the
+      ("stream_out", kind, peer, taken, headers)  the peer dialled us, its head is answered -> PeerLink.attach_out
+      ("stream_in", kind, peer, taken, leftover)  we dialled the peer -> PeerLink.attach_in, then link_next; when the
                                                    stream breaks, tell stream_lost(peer, kind) to have it dialled again
       ("message", body, reply)            POST /raft; body is one raftpb.Message that parses (peerwire.PeerMessage)
       ("snapshot", message, path, reply)  POST /raft/snapshot; message is the MsgSnap, path the durable database file
@@ -38,6 +38,7 @@ Source: reference/formats.md section 4.
 
 from etcdfast.consensus.peers.mailbox import Inbox, Reply
 from etcdfast.consensus.peers.thread import PeerThread
+from etcdfast.consensus.peers.tls import PeerTls
 from etcdfast.consensus.peers.view import PeerSettings, View
 
-__all__ = ["Inbox", "PeerSettings", "PeerThread", "Reply", "View"]
+__all__ = ["Inbox", "PeerSettings", "PeerThread", "PeerTls", "Reply", "View"]

@@ -68,7 +68,7 @@ class PeerClient:
                     raise
                 except (OSError, HttpError):
                     continue
-            wire = await sockets.connect(url, self._owner.settings.dial_seconds)
+            wire = await sockets.connect(url, self._owner.settings.dial_seconds, self._owner.tls)
             reader = HttpReader(wire, httptools.HttpResponseParser)
             return await self._exchange(url, wire, reader, method, path, body, headers, timeout_seconds)
         except (OSError, HttpError, ValueError):
@@ -124,9 +124,7 @@ class PeerClient:
 
     async def _post_one(self, message):
         try:
-            status, _, answer = await self.request(
-                "POST", "/raft", message, {"Content-Type": "application/protobuf"}
-            )
+            status, _, answer = await self.request("POST", "/raft", message, {"Content-Type": "application/protobuf"})
         except (OSError, HttpError, ValueError) as err:
             log.debug("failed to post a raft message", remote_member=f"{self.peer:x}", error=f"{err}")
             return False

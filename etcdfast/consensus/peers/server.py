@@ -11,6 +11,7 @@ import httptools
 from etcdfast import log
 from etcdfast.consensus.peers import sockets
 from etcdfast.consensus.peers.http1 import HttpError, HttpReader, response_head
+from etcdfast.consensus.peers.tls import TlsRefused
 
 IDLE_SECONDS = 300.0  # without a request, as etcd's read timeout
 PIECE_SECONDS = 60.0  # without a byte of a body
@@ -137,21 +138,36 @@ class Request:
 
 
 class _Connection:
-    def __init__(self, server, wire):
+    def __init__(self, server, wire, tls):
         self.server = server
         self.wire = wire
-        self.reader = HttpReader(wire, httptools.HttpRequestParser)
+        self.reader = None
+        self._tls = tls
 
     async def serve(self):
         try:
+            if self._tls is not None:
+                await self._shake_hands()
+            self.reader = HttpReader(self.wire, httptools.HttpRequestParser)
             while await self._one():
                 pass
+        except TlsRefused:
+            pass  # told already
         except HttpError as err:
             await self._refuse(err)
         except (OSError, TimeoutError):
             pass
         finally:
             self.wire.close()
+
+    async def _shake_hands(self):
+        """Who is not done with it may have to make room for others, as who sends no request."""
+        self.server.idle[self] = asyncio.current_task()
+        self.server.room.set()
+        try:
+            self.wire = await self._tls.accept(self.wire)
+        finally:
+            self.server.idle.pop(self, None)
 
     async def _linger(self):
         """Closing with unread bytes would reset the connection, and the reset can overtake the answer."""
@@ -225,8 +241,8 @@ class Server:
     def connections(self):
         return len(self._tasks)
 
-    async def listen(self, listener):
-        """Accept for ever. Errors: OSError of a listening socket that is broken."""
+    async def listen(self, listener, tls=None):
+        """Accept for ever; `tls`: the PeerTls of an https URL. Errors: OSError of a listening socket that is broken."""
         while True:
             await self._wait_for_room()
             try:
@@ -239,7 +255,7 @@ class Server:
                 if err.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise
                 continue  # the connection was gone before it was accepted
-            task = asyncio.create_task(_Connection(self, wire).serve())
+            task = asyncio.create_task(_Connection(self, wire, tls).serve())
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 

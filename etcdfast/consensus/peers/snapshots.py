@@ -132,7 +132,7 @@ class Receiver:
         return size
 
 
-async def send(url, headers, message, path, dial_seconds):
+async def send(url, headers, message, path, dial_seconds, tls=None):
     """POST a snapshot to a peer; returns the status of its answer.
 
     Errors: OSError (TimeoutError among them), HttpError, ValueError for a bad URL.
@@ -146,7 +146,7 @@ async def send(url, headers, message, path, dial_seconds):
             "Content-Length": 8 + len(message) + size,
             "Connection": "close",
         }
-        wire = await sockets.connect(url, dial_seconds)
+        wire = await sockets.connect(url, dial_seconds, tls)
         try:
             prefix = request_head("POST", "/raft/snapshot", head) + struct.pack(">Q", len(message))
             # Who refuses answers before it has read the body, and does not read on.

@@ -69,7 +69,7 @@ class StreamDialer:
         wire = None
         try:
             url = self._picker.pick()
-            wire = await sockets.connect(url, settings.dial_seconds)
+            wire = await sockets.connect(url, settings.dial_seconds, self._owner.tls)
             head = {
                 "Host": sockets.host_of(url),
                 **view.request_headers(),

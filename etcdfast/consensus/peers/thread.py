@@ -20,13 +20,15 @@ STOP_SECONDS = 5.0
 class PeerThread:
     """Peer HTTP of one member. All public methods are for the main thread and return at once.
 
-    `settings` is PeerSettings; `listeners` are listening sockets, owned from here on; `view` a View; `inbox` an Inbox,
-    which the caller closes after `stop`. A member id given to post, ask or send_snapshot may also be one that is in no
-    view but has told its URLs (X-PeerURLs): a fresh joiner.
+    `settings` is PeerSettings; `listeners` are (listening socket, whether it speaks TLS), the sockets owned from here
+    on; `view` a View; `inbox` an Inbox, which the caller closes after `stop`; `tls` a PeerTls, None where nobody needs
+    one. A member id given to post, ask or send_snapshot may also be one that is in no view but has told its URLs
+    (X-PeerURLs): a fresh joiner.
     """
 
-    def __init__(self, settings, listeners, view, inbox):
+    def __init__(self, settings, listeners, view, inbox, tls=None):
         self.settings = settings
+        self.tls = tls
         self.view = view
         self.inbox = inbox
         self.receiver = snapshots.Receiver(settings.snap_dir, settings.snapshot_message_bytes_max)
@@ -50,7 +52,7 @@ class PeerThread:
     def start(self):
         """Serve; returns when the event loop runs. Errors: OSError of the snapshot directory."""
         snapshots.remove_leftovers(self.settings.snap_dir)
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             listener.setblocking(False)
         self._thread.start()
         self._started.wait()
@@ -133,7 +135,10 @@ class PeerThread:
         routes = Routes(self)
         self._remotes = routes.remotes
         server = Server(routes.handle, self.settings.connections_max, self.settings.bodies_bytes_max)
-        listening = [asyncio.create_task(server.listen(listener)) for listener in self._listeners]
+        listening = [
+            asyncio.create_task(server.listen(listener, self.tls if secure else None))
+            for listener, secure in self._listeners
+        ]
         stopped = asyncio.create_task(self._stopped.wait())
         self._started.set()
         try:
@@ -148,7 +153,7 @@ class PeerThread:
             await asyncio.gather(*tasks, return_exceptions=True)
             for client in self._clients.values():
                 client.close()
-            for listener in self._listeners:
+            for listener, _ in self._listeners:
                 listener.close()
 
     def spawn(self, coroutine):
@@ -231,7 +236,7 @@ class PeerThread:
         picker = self._client(peer).picker
         try:
             status = await snapshots.send(
-                picker.pick(), self.view.request_headers(), message, path, self.settings.dial_seconds
+                picker.pick(), self.view.request_headers(), message, path, self.settings.dial_seconds, self.tls
             )
             ok = status == 204
             if status == 403:

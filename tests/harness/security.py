@@ -1,0 +1,110 @@
+"""TLS between the members of a cluster under test: an authority, a certificate for each, and the flags for them.
+
+with Cluster("etcdfast", 3, security=PeerSecurity()) as cluster:
+    cluster.security.issue(cluster.members[0], hosts=["10.1.2.3"])   from the next connection on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from .certs import Authority, Cert
+
+if TYPE_CHECKING:
+    from .cluster import ClusterMember
+
+
+class PeerSecurity:
+    """`client_auth`: members must show a certificate; `crl`: with a list of revoked ones, empty at first.
+
+    `flags` go to every member. The cluster says where the files are.
+    """
+
+    def __init__(self, *, client_auth: bool = True, crl: bool = False, flags: Sequence[str] = ()) -> None:
+        self.client_auth = client_auth
+        self.with_crl = crl
+        self.flags = list(flags)
+        self.directory = Path()
+        self.authority: Authority | None = None
+        self.certs: dict[int, Cert] = {}  # by number of the member
+
+    def begin(self, directory: Path) -> None:
+        """Called by the cluster."""
+        self.directory = directory
+        self.authority = Authority(directory, "peer-ca")
+        if self.with_crl:
+            self.revoke([])
+
+    @property
+    def crl_path(self) -> Path:
+        return self.directory / "peer-ca.crl"
+
+    def revoke(self, certs: Sequence[Cert]) -> None:
+        assert self.authority is not None
+        self.authority.crl(certs)
+
+    def issue(self, member: ClusterMember, authority: Authority | None = None, **what: Any) -> Cert:
+        """A certificate for the member's address, into its files; `what` goes to Authority.issue."""
+        made = (authority or self.authority).issue(member.name, **{"hosts": [member.host], **what})
+        if made.cert_path.parent != self.directory:
+            for source, target in zip((made.key_path, made.cert_path), self._files(member)):
+                target.write_bytes(source.read_bytes())
+            made = Cert(self._files(member)[1], self._files(member)[0], made.certificate)
+        self.certs[member.number] = made
+        return made
+
+    def _files(self, member: ClusterMember) -> tuple[Path, Path]:
+        return self.directory / f"{member.name}.key", self.directory / f"{member.name}.crt"
+
+    def flags_of(self, member: ClusterMember) -> list[str]:
+        assert self.authority is not None
+        if member.number not in self.certs:
+            self.issue(member)
+        key, cert = self._files(member)
+        return [
+            "--peer-cert-file", str(cert),
+            "--peer-key-file", str(key),
+            "--peer-trusted-ca-file", str(self.authority.ca_path),
+            *(["--peer-client-cert-auth"] if self.client_auth else []),
+            *(["--peer-crl-file", str(self.crl_path)] if self.with_crl else []),
+            *self.flags,
+        ]  # fmt: skip
+
+
+class ClientSecurity:
+    """TLS between clients and one server: `server` certificate, `client` certificate, and the flags for both sides."""
+
+    def __init__(self, directory: Path, *, client_auth: bool = True) -> None:
+        self.client_auth = client_auth
+        self.authority = Authority(directory, "client-ca")
+        self.server = self.authority.issue("server", hosts=["127.0.0.1", "localhost"], client=False)
+        self.client = self.authority.issue("client", server=False)
+
+    def server_flags(self, port: int) -> list[str]:
+        """To follow flags that say http."""
+        url = f"https://127.0.0.1:{port}"
+        return [
+            "--listen-client-urls", url,
+            "--advertise-client-urls", url,
+            "--cert-file", str(self.server.cert_path),
+            "--key-file", str(self.server.key_path),
+            *(["--client-cert-auth", "--trusted-ca-file", str(self.authority.ca_path)] if self.client_auth else []),
+        ]  # fmt: skip
+
+    def client_flags(self) -> list[str]:
+        """As etcdctl and our tools have them."""
+        return [
+            "--cacert", str(self.authority.ca_path),
+            "--cert", str(self.client.cert_path),
+            "--key", str(self.client.key_path),
+        ]  # fmt: skip
+
+    def channel(self, endpoint: str) -> grpc.Channel:
+        ca, key, cert = (
+            path.read_bytes() for path in (self.authority.ca_path, self.client.key_path, self.client.cert_path)
+        )
+        return grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(ca, key, cert))
