@@ -4,6 +4,7 @@ from etcdfast.config.checks import ConfigError
 from etcdfast.config.settings import BY_NAME, SETTINGS, variable_of
 from etcdfast.config.values import quote
 
+SECRETS = ("discovery-user", "discovery-password")  # their texts are not for the log
 PROXIES = ("gateway", "grpc-proxy")
 
 
@@ -83,7 +84,8 @@ def read_variables(environ, flags, log):
                 given[setting.name] = parse(setting, text)
             except ValueError as err:
                 raise ConfigError(f"invalid value {quote(text)} for {variable}: {err}") from None
-            log.info("recognized and used environment variable", variable_name=variable, variable_value=text)
+            shown = "********" if setting.name in SECRETS else text
+            log.info("recognized and used environment variable", variable_name=variable, variable_value=shown)
     for variable in environ:
         if not variable.startswith("ETCD_"):
             continue

@@ -41,6 +41,7 @@ RENAMED_TO = {
         "watch-progress-notify-interval",
     )
 }
+RENAMED_TO["log-output"] = "log-outputs"  # 3.4
 # The key of a configuration file has one hyphen more than the flag had.
 RENAMED_TO["experimental-snapshot-catch-up-entries"] = "snapshot-catchup-entries"
 
@@ -93,6 +94,8 @@ ROWS = (
             ("read-timeout", 0),
         )
     ),
+    Setting("debug", BOOL, False, OLDER, "No effect: use --log-level=debug.", None, NO_EFFECT),
+    Setting("log-package-levels", STRING, "", OLDER, "No effect: use --log-level.", None, NO_EFFECT),
     Setting(
         "experimental-wait-cluster-ready-timeout",
         DURATION,

@@ -514,6 +514,12 @@ def test_variables():
         read(ETCD_SNAPSHOT_COUNT="zz")
 
 
+def test_secrets_do_not_reach_the_log():
+    notices = Notices()
+    assert load([], {"ETCD_DISCOVERY_PASSWORD": "secret"}, notices).discovery_password == "secret"
+    assert "secret" not in str(notices.lines)
+
+
 def test_an_empty_list_is_empty():
     assert read("--peer-cert-allowed-cn=").peer_cert_allowed_cn == ()
 
