@@ -62,7 +62,7 @@ def test_log_files_are_opened_anew(start, tmp_path):  # noqa: F811
     assert "closed etcd server" not in older.read_text()
 
 
-def ready_under_a_watchdog(start, systemd, path, **behaviour):
+def ready_under_a_watchdog(start, systemd, path, **behaviour):  # noqa: F811
     systemd.bind(str(path))
     systemd.settimeout(DEADLINE_SECONDS)
     start(environ={"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "600000"}, **behaviour)
