@@ -382,6 +382,8 @@ cdef bint begin_http1(loop_t *loop, conn_t *conn) noexcept nogil:
     if conn.h2 == NULL:
         return False
     conn.state = CONN_HTTP1
+    if conn.tls != NULL:
+        hold(conn.h2, TLS_CONN_BYTES)
     http_arrived(loop, conn, conn.sniffed, conn.sniffed_size)
     return True
 
@@ -542,7 +544,9 @@ cdef void sweep_conn(loop_t *loop, conn_t *conn) noexcept nogil:
         if now > conn.linger_until_ns:
             drop_conn(loop, conn)
     elif conn.state == CONN_HANDSHAKE:
-        if now - conn.opened_ns > loop.handshake_ns:
+        if conn_paused(loop):
+            conn.opened_ns = conn.read_ns = now    # it is not read: none of its silence is its own
+        elif now - conn.opened_ns > loop.handshake_ns:
             note_rejected(loop, conn, b"TLS handshake: timed out")
             drop_conn(loop, conn)
     elif h2 == NULL:

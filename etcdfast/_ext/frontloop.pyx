@@ -378,7 +378,7 @@ cdef inline bint has_news(loop_t *loop) noexcept nogil:
 
 cdef int wait_ms(loop_t *loop) noexcept nogil:
     cdef int timer
-    cdef int most = 1000 if loop.conn_count else -1
+    cdef int most = 1000 if loop.conn_count or loop.tls_rejected != loop.tls_told else -1
     if loop.drain_step:
         most = 20
     if loop.server.dirty != NULL or loop.answers_wait or has_news(loop) or (loop.ready_head != NULL and not conn_paused(loop)):

@@ -29,6 +29,7 @@ cdef enum:
     TLS_FILES_MAX = 4              # certificate, key, CA bundle, CRL
     TLS_NAME_BYTES_MAX = 256
     TLS_USELESS_MAX = 16           # records in a row that carry nothing for the application (as in Go)
+    TLS_RECORDS_MAX = 256          # of one tls_recv: a peer may send a byte in each
     TLS_CERTS_BYTES_MAX = 65536    # of a peer's certificates (Go: the same)
     # What an open connection costs more than a plain one: growth of the process over 1000 of them that show certificates.
     TLS_CONN_BYTES = 34816
@@ -66,8 +67,9 @@ ctypedef struct tls_conn:
     bint drained                   # the last recv took all there was: ask no more in this call
     bint starved                   # OpenSSL asked for bytes that are not there
     bint more                      # see tls_more
-    bint begun                     # the first bytes have been looked at
-    bint plain_http                # and they were a plain HTTP request
+    char first[5]                  # the first bytes that came
+    int first_size
+    bint plain_http                # and they were those of a plain HTTP request
     bint finished                  # handshake done
     bint gathering                 # records gather in `out` and leave in one send
     bint recv_needs_write          # tls_recv goes on when the socket takes bytes again

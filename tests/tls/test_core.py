@@ -1,5 +1,6 @@
 """The TLS core on socket pairs: who is taken, what is sent, files that change, and peers that mean no good."""
 
+import contextlib
 import datetime
 import os
 import random
@@ -577,6 +578,21 @@ def test_plain_http_is_told_apart(server):
         TlsSocket(context, left, server_side=True).do_handshake()
     with pytest.raises(BlockingIOError):
         right.recv(100)  # no alert for who speaks no TLS: the listener answers
+
+
+def test_records_of_a_byte_are_taken_in_turns(ca, server):
+    left, right = connect(TlsContext(options("server", server)), TlsContext(options("client", ca_file=ca.ca_path)))
+    wanted, pieces, sent = 1500, [], 0
+    while sent < wanted:
+        with contextlib.suppress(TlsWantWrite):
+            while sent < wanted:
+                sent += right.send(b"x")
+        with contextlib.suppress(TlsWantRead):
+            while True:
+                pieces.append(left.recv(65536))
+    assert sum(map(len, pieces)) == sent and max(map(len, pieces)) <= 256
+    with pytest.raises(TlsWantRead):
+        left.recv(1)
 
 
 def test_a_detached_connection_lives_on_its_own(ca, server):

@@ -1,5 +1,6 @@
 """Whole servers under TLS: whom etcd takes etcdfast takes, files that change while it runs, and starts that fail."""
 
+import datetime
 import json
 import signal
 import socket
@@ -83,8 +84,6 @@ def speaks(port, made):
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 def test_the_same_clients_are_taken(pair, secured, tmp_path):
-    import datetime
-
     ca, other = secured.ca, Authority(tmp_path, "other")
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=5)
     cases = {
@@ -306,3 +305,57 @@ def test_a_drain_says_goodbye(secured, tmp_path):
         client.socket.close()
         server.wait_exit()
         assert time.monotonic() - began < 5
+
+
+def http_answer(port, made, path):
+    """Status of a GET by HTTP/1.1, None when the connection is refused."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+            wire = made.wrap_socket(plain, server_hostname="localhost") if made else plain
+            with wire:
+                wire.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                return int(wire.recv(1 << 16).split()[1])
+    except (OSError, IndexError):
+        return None
+
+
+def test_every_listener_has_the_same_rules(secured, tmp_path):
+    """GHSA-3wh4-j44w-pg92: etcd forgot the list of revoked certificates on the HTTP listener."""
+    http, metrics, plain_metrics = free_port(), free_port(), free_port()
+    server = secured.make(EtcdfastServer, tmp_path)
+    server.flags += ["--listen-client-http-urls", f"https://127.0.0.1:{http}"]
+    server.flags += ["--listen-metrics-urls", f"https://127.0.0.1:{metrics},http://127.0.0.1:{plain_metrics}"]
+    ca = secured.ca.ca_path
+    made = {name: context(ca, cert) for name, cert in (("alice", secured.alice), ("bob", secured.bob), ("none", None))}
+    for one in made.values():
+        one.set_alpn_protocols(["http/1.1"])
+    with server:
+        for port in (http, metrics):
+            found = {name: http_answer(port, one, "/health") for name, one in made.items()}
+            assert found == {"alice": 200, "bob": None, "none": None}, port
+        assert http_answer(plain_metrics, None, "/health") == 200
+        assert not speaks(server.tls_port, context(ca, secured.bob)) and speaks(
+            server.tls_port, context(ca, secured.alice)
+        )
+        server.stop()
+
+
+def test_http_over_tls_on_the_client_port(pair, secured):
+    """By ALPN and without it, as curl and older clients have it."""
+    found = []
+    for server in pair:
+        answers = []
+        for protocols in (["http/1.1"], ["h2", "http/1.1"], None):
+            made = ssl.create_default_context(cafile=secured.ca.ca_path)
+            made.load_cert_chain(secured.alice.cert_path, secured.alice.key_path)
+            if protocols:
+                made.set_alpn_protocols(protocols)
+            with socket.create_connection(("127.0.0.1", server.tls_port), timeout=10) as plain:
+                with made.wrap_socket(plain, server_hostname="localhost") as wire:
+                    answers.append(wire.selected_alpn_protocol())
+            if protocols != ["h2", "http/1.1"]:
+                answers.append(http_answer(server.tls_port, made, "/version"))
+        found.append(answers)
+    assert found[1] == ["http/1.1", 200, "h2", None, 200]
+    found[0][0] = "http/1.1"  # etcd 3.5.1 knows h2 alone and lets others go without
+    assert found[0] == found[1]
