@@ -21,12 +21,21 @@ if TYPE_CHECKING:
 class PeerSecurity:
     """`client_auth`: members must show a certificate; `crl`: with a list of revoked ones, empty at first.
 
-    `flags` go to every member. The cluster says where the files are.
+    `common_name` is that of every member's certificate, else its own name; `flags` go to every member. The cluster says
+    where the files are.
     """
 
-    def __init__(self, *, client_auth: bool = True, crl: bool = False, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        client_auth: bool = True,
+        crl: bool = False,
+        common_name: str | None = None,
+        flags: Sequence[str] = (),
+    ) -> None:
         self.client_auth = client_auth
         self.with_crl = crl
+        self.common_name = common_name
         self.flags = list(flags)
         self.directory = Path()
         self.authority: Authority | None = None
@@ -48,26 +57,24 @@ class PeerSecurity:
         self.authority.crl(certs)
 
     def issue(self, member: ClusterMember, authority: Authority | None = None, **what: Any) -> Cert:
-        """A certificate for the member's address, into its files; `what` goes to Authority.issue."""
-        made = (authority or self.authority).issue(member.name, **{"hosts": [member.host], **what})
-        if made.cert_path.parent != self.directory:
-            for source, target in zip((made.key_path, made.cert_path), self._files(member)):
-                target.write_bytes(source.read_bytes())
-            made = Cert(self._files(member)[1], self._files(member)[0], made.certificate)
-        self.certs[member.number] = made
-        return made
+        """A certificate for the member's address, in place of the one it has; `what` goes to Authority.issue.
 
-    def _files(self, member: ClusterMember) -> tuple[Path, Path]:
-        return self.directory / f"{member.name}.key", self.directory / f"{member.name}.crt"
+        Another `authority` must have the directory of this one.
+        """
+        assert self.authority is not None
+        what = {"hosts": [member.host], "common_name": self.common_name, **what}
+        made = self.certs[member.number] = (authority or self.authority).issue(member.name, **what)
+        assert made.cert_path.parent == self.directory
+        return made
 
     def flags_of(self, member: ClusterMember) -> list[str]:
         assert self.authority is not None
         if member.number not in self.certs:
             self.issue(member)
-        key, cert = self._files(member)
+        cert = self.certs[member.number]
         return [
-            "--peer-cert-file", str(cert),
-            "--peer-key-file", str(key),
+            "--peer-cert-file", str(cert.cert_path),
+            "--peer-key-file", str(cert.key_path),
             "--peer-trusted-ca-file", str(self.authority.ca_path),
             *(["--peer-client-cert-auth"] if self.client_auth else []),
             *(["--peer-crl-file", str(self.crl_path)] if self.with_crl else []),
