@@ -29,13 +29,14 @@ def listener():
 class FakeMember:
     """One member; the test's own thread is its main thread, inside `run_until`."""
 
-    def __init__(self, directory, listening, view, **settings):
+    def __init__(self, directory, listening, view, tls=None, **settings):
         self.view = view
         self.id = view.member_id
         self.snap_dir = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.inbox = Inbox()
-        self.thread = PeerThread(PeerSettings(str(directory), **settings), [(listening, False)], view, self.inbox)
+        listeners = [(listening, tls is not None)]
+        self.thread = PeerThread(PeerSettings(str(directory), **settings), listeners, view, self.inbox, tls)
         self.links = {}
         self.got = []  # Message of every stream and POST, in order
         self.events = []  # everything else that came through the inbox
@@ -125,11 +126,11 @@ class FakeMember:
         if name in ("stream_out", "stream_in"):
             kind, peer, connected, more = arguments
             self._watched.pop(self.link(peer).fd(kind, name == "stream_out"), None)
-            fd, _ = connected.detach()
+            fd, tls = connected.detach()
             if name == "stream_out":
-                self.link(peer).attach_out(kind, fd)
+                self.link(peer).attach_out(kind, fd, tls)
             else:
-                self.link(peer).attach_in(kind, fd, more)
+                self.link(peer).attach_in(kind, fd, more, tls=tls)
             self._watch(fd, peer, kind, name == "stream_out")
             if name == "stream_in":
                 self._messages(peer, kind)
