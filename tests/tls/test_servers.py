@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -277,34 +276,6 @@ def test_certificates_of_a_plain_url_are_not_used(secured, tmp_path):
         assert "scheme is HTTP while key and cert files are present; ignoring key and cert files" in said
         assert "scheme is HTTP while --client-cert-auth is enabled; ignoring client cert auth for this URL" in said
         server.stop()
-
-
-def test_versions_and_suites_by_settings(secured, tmp_path):
-    server = secured.make(EtcdfastServer, tmp_path)
-    server.flags += ["--tls-min-version", "TLS1.3"]
-    ca, alice = secured.ca, secured.alice
-    with server:
-        assert speaks(server.tls_port, context(ca.ca_path, alice))
-        assert not speaks(server.tls_port, context(ca.ca_path, alice, ssl.TLSVersion.TLSv1_2))
-        server.stop()
-    server.flags[-2:] = ["--tls-max-version", "TLS1.2", "--cipher-suites", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"]
-    with server:
-        with Client(server.tls_port, tls=context(ca.ca_path, alice)) as client:
-            assert client.socket.cipher()[:2] == ("ECDHE-ECDSA-AES256-GCM-SHA384", "TLSv1.2")
-        server.stop()
-
-
-def test_a_drain_says_goodbye(secured, tmp_path):
-    server = secured.make(EtcdfastServer, tmp_path)
-    with server, Client(server.tls_port, tls=context(secured.ca.ca_path, secured.alice)) as client:
-        client.read_frame()
-        began = time.monotonic()
-        server.process.terminate()
-        assert client.read_to_end() == (0, "")
-        assert client.socket.recv(1) == b""  # close_notify, no cut
-        client.socket.close()
-        server.wait_exit()
-        assert time.monotonic() - began < 5
 
 
 def http_answer(port, made, path):
