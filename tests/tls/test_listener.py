@@ -398,7 +398,7 @@ def test_handshakes_leave_time_for_calls(ca, context):
     with Frontend(**files(ca)) as frontend, Client(frontend.port, tls=context) as client:
         served(client)
         hello = _client_hello(context)
-        for attempt in range(6):
+        for _ in range(6):
             wires = [dial(frontend) for _ in range(300)]
             for wire in wires:
                 wire.send(hello)
