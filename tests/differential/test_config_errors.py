@@ -17,6 +17,9 @@ import pytest
 from etcdfast import log
 from etcdfast.config.checks import check_bootstrap
 from etcdfast.config.helptext import flags_text
+from etcdfast.config.kinds import STRING, STRINGS, URLS, WORDS
+from etcdfast.config.load import load
+from etcdfast.config.settings import BY_NAME
 from etcdfast.supervisor import main
 from tests.harness.servers import EtcdServer
 
@@ -273,3 +276,16 @@ def test_help_names_every_flag_of_etcds():
     groups = [line for line in re.findall(r"^(\S.*):$", shown, re.MULTILINE) if line != "Usage"]
     ours = re.findall(r"^(\S.*):$", flags_text(), re.MULTILINE)
     assert [group for group in groups if group in ours] == [group for group in ours if group in groups]
+
+
+def test_every_default_that_etcd_shows_is_taken_as_a_flag_and_as_a_variable():
+    shown = subprocess.run([ETCD, "--help"], capture_output=True, text=True, check=True).stdout
+    pairs = re.findall(r"^  --([a-z0-9-]+) (?:'(.*)'|(\d+))$", shown, re.MULTILINE)
+    assert len(pairs) > 80
+    for name, quoted, bare in pairs:
+        text = quoted or bare
+        if not text and BY_NAME[name].kind not in (STRING, STRINGS, URLS, WORDS):
+            continue
+        partners = [ADVERTISED] if name == "listen-client-urls" else []
+        assert load([f"--{name}={text}", *partners], {}, log.Quiet), name
+        assert load(partners, {f"ETCD_{name.upper().replace('-', '_')}": text}, log.Quiet), name
