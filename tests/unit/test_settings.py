@@ -514,6 +514,32 @@ def test_variables():
         read(ETCD_SNAPSHOT_COUNT="zz")
 
 
+def test_the_flags_of_a_kubernetes_manifest():
+    pki = "/etc/kubernetes/pki/etcd"
+    notices = Notices()
+    config = load(
+        f"""
+        --advertise-client-urls=https://10.0.0.1:2379 --cert-file={pki}/server.crt --client-cert-auth=true
+        --data-dir=/var/lib/etcd --experimental-initial-corrupt-check=true
+        --experimental-watch-progress-notify-interval=5s --feature-gates=LeaseCheckpoint=true
+        --initial-advertise-peer-urls=https://10.0.0.1:2380 --initial-cluster=node1=https://10.0.0.1:2380
+        --key-file={pki}/server.key --listen-client-urls=https://127.0.0.1:2379,https://10.0.0.1:2379
+        --listen-metrics-urls=http://127.0.0.1:2381 --listen-peer-urls=https://10.0.0.1:2380 --name=node1
+        --peer-cert-file={pki}/peer.crt --peer-client-cert-auth=true --peer-key-file={pki}/peer.key
+        --peer-trusted-ca-file={pki}/ca.crt --snapshot-count=10000 --trusted-ca-file={pki}/ca.crt
+        """.split(),
+        {},
+        notices,
+    )
+    check_bootstrap(config)
+    assert (config.watch_progress_seconds, config.initial_corrupt_check) == (5, True)
+    assert [message for level, message, _ in notices.lines if level == "warn"] == [
+        "flag has a new name",
+        "flag is a feature gate now",
+        "feature gate has no effect in etcdfast",
+    ]
+
+
 def test_secrets_do_not_reach_the_log():
     notices = Notices()
     assert load([], {"ETCD_DISCOVERY_PASSWORD": "secret"}, notices).discovery_password == "secret"
