@@ -33,6 +33,8 @@ cdef enum:
     KIND_ENUM = 8
     KIND_MESSAGE = 9
 
+import base64
+
 KINDS = {"bytes": KIND_BYTES, "string": KIND_STRING, "bool": KIND_BOOL, "int64": KIND_INT64, "uint64": KIND_UINT64,
          "int32": KIND_INT32, "uint32": KIND_UINT32, "enum": KIND_ENUM, "message": KIND_MESSAGE}
 GO_TYPES = {KIND_BYTES: "[]uint8", KIND_STRING: "string", KIND_BOOL: "bool", KIND_INT64: "int64",
@@ -313,7 +315,7 @@ cdef int put_from_base64(buffer_t *b, str text) except -1:
             pads += 1
             continue
         if pads:
-            raise JsonError(f"illegal base64 data at input byte {i}")
+            raise JsonError(f"illegal base64 data at input byte {i - 1 if (have + pads) % 4 else i}")
         bits = bits << 6 | v
         have += 1
         if have % 4 == 0:
@@ -322,7 +324,7 @@ cdef int put_from_base64(buffer_t *b, str text) except -1:
             at[2] = <uint8_t>bits
             at += 3
     if have % 4 == 1 or (pads and (have + pads) % 4):
-        raise JsonError(f"illegal base64 data at input byte {size}")
+        raise JsonError(f"illegal base64 data at input byte {size if pads else size - 1}")
     if have % 4 == 2:
         at[0] = <uint8_t>(bits >> 4)
         at += 1
@@ -358,7 +360,7 @@ cdef object number_of(value, int kind):
         except ValueError:
             if isinstance(value, NumberText):
                 raise JsonError(f"json: cannot unmarshal number {text} into Go value of type {go_type}") from None
-            raise JsonError(number_fault(text, go_type)) from None
+            number = slow_number(text, go_type)
     elif value is True or value is False or not isinstance(value, int):
         if isinstance(value, float):
             raise JsonError(f"json: cannot unmarshal number {value} into Go value of type {go_type}")
@@ -378,9 +380,19 @@ cdef object number_of(value, int kind):
     return number & 0xFFFFFFFFFFFFFFFF
 
 
-def number_fault(text, go_type):
-    """Why the text within a string is no number; the gateway has a better answer."""
-    return f"invalid number {text!r}"
+def slow_number(text, go_type):
+    """The number in a string that is not just digits; the gateway puts its own in this place."""
+    raise JsonError(f"invalid number {text!r}")
+
+
+cdef str text_of_bytes(list value):
+    """Bytes written as an array of numbers, which Go takes too."""
+    for item in value:
+        if item is True or item is False or not isinstance(item, int):
+            raise mismatch(item, "uint8")
+        if not 0 <= item <= 255:
+            raise JsonError(f"json: cannot unmarshal number {item} into Go value of type uint8")
+    return base64.b64encode(bytes(value)).decode()
 
 
 cdef put_varint(buffer_t *b, uint64_t value):
@@ -412,6 +424,8 @@ cdef put_value(buffer_t *b, JsonField f, value, int depth):
         put_object(b, f.plan, value, depth + 1)
         put_sized(b, start)
     elif f.kind == KIND_BYTES or f.kind == KIND_STRING:
+        if f.kind == KIND_BYTES and isinstance(value, list):
+            value = text_of_bytes(value)
         if not isinstance(value, str) or isinstance(value, NumberText):
             raise mismatch(value, GO_TYPES[f.kind])
         put_varint(b, <uint64_t>f.number << 3 | WIRE_BYTES)

@@ -12,8 +12,8 @@ import orjson
 from etcdfast.api import errors, rpcs
 from etcdfast.frontend.http.goscan import NoValue, first_value
 from etcdfast.frontend.http.jsonplans import JsonError, framed, plan_of, to_frame
-from etcdfast.frontend.http.request import REASONS
-from etcdfast.frontend.http.websocket import is_websocket, serve_websocket
+from etcdfast.frontend.http.request import REASONS, is_websocket
+from etcdfast.frontend.http.websocket import serve_websocket
 
 JSON = "application/json"
 PREFIX_BYTES = 5
@@ -166,6 +166,8 @@ def _begin(request, endpoint, frame, ends, on_answer):
 
 
 def _fail(request, code, text):
+    if code == errors.DEADLINE_EXCEEDED:
+        text = "context deadline exceeded"  # as the gateway's client in etcd, which sees it first
     shown = json.dumps(text or "", ensure_ascii=False)
     shown = shown.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     body = f'{{"error":{shown},"code":{code},"message":{shown}}}'.encode("utf-8", "replace")

@@ -41,21 +41,23 @@ def _int(text):
     return int(text) if len(text) < 20 else NumberText(text)
 
 
-def number_fault(text, go_type):
-    """What Go says of a string that should hold a number."""
+def slow_number(text, go_type):
+    """The number in a string, as Go reads it. Errors: JsonError."""
     try:
         value, end = first_value(text)
         if text[end:].strip(SPACE):
             rest = end + len(text[end:]) - len(text[end:].lstrip(SPACE))
-            return f"invalid character {quoted(text[rest])} after top-level value"
+            raise JsonError(f"invalid character {quoted(text[rest])} after top-level value")
     except (NoValue, Cut):
-        return "unexpected end of JSON input"
-    except JsonError as err:
-        return str(err)
+        raise JsonError("unexpected end of JSON input") from None
+    if value is None:
+        return 0
+    if type(value) is int:
+        return value
     kinds = {bool: "bool", str: "string", list: "array", dict: "object"}
     kind = kinds.get(type(value), "number")
     shown = f"number {text.strip(SPACE)}" if kind == "number" else kind
-    return f"json: cannot unmarshal {shown} into Go value of type {go_type}"
+    raise JsonError(f"json: cannot unmarshal {shown} into Go value of type {go_type}")
 
 
 def quoted(char):

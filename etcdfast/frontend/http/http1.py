@@ -9,12 +9,13 @@ from collections import deque
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from etcdfast.frontend.http.request import REASONS, Request
+from etcdfast.frontend.http.request import REASONS, Request, is_websocket
 
 HEADER_BYTES_MAX = 65536
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 60.0
 IDLE_SECONDS = 300.0
+UPGRADE_HEADERS = frozenset({"upgrade", "connection", "http2-settings"})
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
 )
@@ -75,11 +76,12 @@ class Http1Connection:
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
-            # The protocol changes only if the handler says so; else this is its last request.
+            # The protocol changes only if the handler has said so.
             rest = data[upgrade.args[0] :]
-            if self.raw is not None:
-                if rest:
-                    self.raw(rest)
+            if self.raw is None:
+                self._as_if_plain(rest)
+            elif rest:
+                self.raw(rest)
         except HttpParserError:
             # Also what the methods below raise.
             self.refuse(TOO_LARGE if self.parsing is not None and self.parsing.too_large else BAD_REQUEST)
@@ -88,6 +90,19 @@ class Http1Connection:
             self.refuse(TOO_LARGE_HEAD)
         elif self.waiting:
             self.server.face.read(self.handle, False)
+
+    def _as_if_plain(self, rest):
+        """An upgrade that is not taken: the parser has left the body alone, so the head goes through another one
+        without what asks for it."""
+        request, self.parsing = self.parsing, None
+        if request is None or self.closing:
+            return
+        head = [f"{request.method} {request.target} HTTP/1.1\r\n"]
+        kept = (item for item in request.headers.items() if item[0] not in UPGRADE_HEADERS)
+        head += [f"{name}: {value}\r\n" for name, value in kept]
+        head.append("Connection: close\r\n\r\n")
+        self.parser = HttpRequestParser(self)
+        self.feed("".join(head).encode("latin-1") + rest)
 
     def refuse(self, answer):
         """Say it behind what is answered already, and close."""
@@ -126,13 +141,15 @@ class Http1Connection:
         request.http10 = self.parser.get_http_version() == "1.0"
         request.upgrade = "upgrade" in request.headers and self.parser.should_upgrade()
         request.expects_continue = request.headers.get("expect", "").lower() == "100-continue"
-        target = request.path
+        target = request.target = request.path
         if not target.startswith("/"):
             target = _path_of(target)
         request.path, _, request.query = target.partition("?")
         if "host" not in request.headers and not request.http10:
             raise ValueError("no Host")
         self.server.admit(request)
+        if request.upgrade and not is_websocket(request):
+            return
         if request.route is not None and request.route.streams:
             request.keep_alive = not request.http10 and self.parser.should_keep_alive()
             self.enter(request)
@@ -152,11 +169,13 @@ class Http1Connection:
 
     def on_message_complete(self):
         request = self.parsing
+        if request.upgrade and not is_websocket(request):
+            return  # see _as_if_plain
         self.parsing = None
         self.in_headers = True
         self.header_bytes = 0
         request.body_ended = True
-        request.keep_alive = self.parser.should_keep_alive() and not request.upgrade
+        request.keep_alive = request.keep_alive and self.parser.should_keep_alive()
         if request.route is not None and request.route.streams:
             if request.on_body is not None:
                 request.on_body(b"", True)
@@ -228,6 +247,7 @@ class Http1Connection:
         lines += [f"{name}: {value}\r\n" for name, value in headers]
         lines.append(self.server.date)
         if not request.keep_alive or self.server.draining or not request.body_ended:
+            request.keep_alive = False
             lines.append("Connection: close\r\n")
         elif request.http10:
             lines.append("Connection: keep-alive\r\n")

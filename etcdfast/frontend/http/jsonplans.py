@@ -5,13 +5,13 @@ import orjson
 from etcdfast._ext import jsonwire
 from etcdfast._ext.jsonwire import JsonError, JsonPlan, NumberText
 from etcdfast.api import rpcs
-from etcdfast.frontend.http.goscan import NoValue, first_value, number_fault
+from etcdfast.frontend.http.goscan import NoValue, first_value, slow_number
 
 _KINDS = {3: "int64", 4: "uint64", 5: "int32", 8: "bool", 9: "string", 11: "message", 12: "bytes", 13: "uint32"}
 _KINDS |= {14: "enum"}
 _plans = {}
 
-jsonwire.number_fault = number_fault
+jsonwire.slow_number = slow_number
 
 
 def plan_of(full_name):

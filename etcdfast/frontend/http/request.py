@@ -33,6 +33,10 @@ TEXT = "text/plain; charset=utf-8"
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
 
+def is_websocket(request):
+    return request.headers.get("upgrade", "").lower() == "websocket" and request.method == "GET"
+
+
 class Request:
     """method, path, query: text as sent; headers: {lower case name: value}, repeated ones joined by a comma;
     body: bytes; role: routes.CLIENT ...; keep_alive: for HTTP/1.1.
@@ -67,6 +71,7 @@ class Request:
         "gone",
         "cors",
         "too_large",
+        "target",
     )
 
     def __init__(self, server, exchange, handle, call_id):
@@ -89,6 +94,7 @@ class Request:
         self.on_answer = None  # on_answer(frames, code, text) of its call
         self.answered = self.chunked = self.gone = self.too_large = False
         self.cors = ""
+        self.target = ""  # as sent
 
     @property
     def peer(self):

@@ -13,11 +13,6 @@ from etcdfast.frontend.http.request import Request
 MESSAGE_BYTES_MAX = 4 << 20
 
 
-def is_websocket(request):
-    headers = request.headers
-    return headers.get("upgrade", "").lower() == "websocket" and request.method == "GET"
-
-
 def serve_websocket(request, handler, streams):
     """Shake hands and have `handler` serve a request in the place of this one."""
     headers = request.headers
