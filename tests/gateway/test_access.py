@@ -35,7 +35,7 @@ def test_hosts(limited, host):
         left, right = (exchange_raw(web, _ask(path, host)) for web in (limited.left, limited.right))
         assert right.split(b"\r\n")[0] == left.split(b"\r\n")[0]
         if b" 421 " in right:
-            assert host.split(":")[0].encode() in right and b"--host-whitelist" in right
+            assert host.strip("[").split(":")[0].encode() in right and b"--host-whitelist" in right
 
 
 def _ask(path, host):

@@ -157,6 +157,7 @@ def _begin(request, endpoint, frame, ends, on_answer):
             return False
         timeout_ns = max(1, int(match[1]) * _UNIT_NS[match[2]])
     token = headers.get("grpc-metadata-token") or headers.get("authorization") or ""
+    token = token.removeprefix("Bearer ")  # etcd takes none with it; browsers' websockets cannot do without
     leader = headers.get("grpc-metadata-hasleader") == "true"
     rpc = endpoint.rpc
     if not request.call(rpc.id, frame, ends, on_answer, timeout_ns, leader, token.encode("latin-1", "replace")):
