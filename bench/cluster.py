@@ -90,6 +90,8 @@ class ClusterMember(Member):
 class Cluster:
     """`kind`: "etcd" or "etcdfast"."""
 
+    bench_flags: tuple[str, ...] = ()
+
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind, self.directory = kind, directory
         self.members = [ClusterMember(kind, directory / f"m{number}", f"m{number}") for number in range(1, SIZE + 1)]

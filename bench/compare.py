@@ -21,7 +21,7 @@ from pathlib import Path
 
 import machine
 from cluster import Cluster
-from members import REPOSITORY, Member, MemberError
+from members import REPOSITORY, MemberError
 from scenario import Bar, Scenario, Size
 from scenarios import BY_NAME, SCENARIOS
 
@@ -148,7 +148,7 @@ def _run_all(args: argparse.Namespace, root: Path) -> tuple[Runs, list[str]]:
 def _run_one(args: argparse.Namespace, root: Path, scenario: Scenario, side: str) -> dict:
     kind = "etcd" if args.self_test else side
     directory = Path(tempfile.mkdtemp(prefix=f"{scenario.name}-{side}-", dir=root))
-    member = (Cluster if scenario.cluster else Member)(kind, directory)
+    member = (Cluster if scenario.cluster else scenario.member)(kind, directory)
     try:
         member.start()
         return scenario.run(member, args.size)

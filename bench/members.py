@@ -46,7 +46,13 @@ class Memory:
 
 
 class Member:
-    """A server with its own data directory. `kind`: "etcd" or "etcdfast"."""
+    """A server with its own data directory. `kind`: "etcd" or "etcdfast".
+
+    Who wants TLS or users makes a subclass: `scheme` of the client URLs, `flags` of the server, `bench_flags` of
+    etcdfast-bench, `channel` and `metadata` of calls.
+    """
+
+    scheme = "http"
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind
@@ -60,8 +66,22 @@ class Member:
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    def flags(self) -> list[str]:
+        return []
+
+    @property
+    def bench_flags(self) -> list[str]:
+        return []
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def channel(self, options=()) -> grpc.Channel:
+        return grpc.insecure_channel(self.endpoint, options=options)
+
     def command(self) -> list[str]:
-        url, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
+        url, peer = f"{self.scheme}://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
         common = [
             "--name", "bench",
             "--data-dir", str(self.directory / "data"),
@@ -72,6 +92,7 @@ class Member:
             "--listen-peer-urls", peer,
             "--initial-advertise-peer-urls", peer,
             "--initial-cluster", f"bench={peer}",
+            *self.flags(),
         ]  # fmt: skip
         if self.kind == "etcdfast":
             return [sys.executable, "-m", "etcdfast", *common]
@@ -103,9 +124,10 @@ class Member:
 
     def _answers(self, seconds: float) -> bool:
         options = [("grpc.use_local_subchannel_pool", 1)]
-        with grpc.insecure_channel(self.endpoint, options=options) as channel:
+        with self.channel(options) as channel:
             try:
-                channel.unary_unary("/etcdserverpb.KV/Range")(LINEARIZABLE_READ, timeout=seconds)
+                call = channel.unary_unary("/etcdserverpb.KV/Range")
+                call(LINEARIZABLE_READ, timeout=seconds, metadata=self.metadata)
                 return True
             except grpc.RpcError:
                 return False
@@ -120,10 +142,10 @@ class Member:
         return self._range(key=key, range_end=key[:-1] + bytes([key[-1] + 1]), count_only=True).count
 
     def _range(self, **fields):
-        with grpc.insecure_channel(self.endpoint) as channel:
+        with self.channel() as channel:
             try:
                 request = rpcs.message_class("etcdserverpb.RangeRequest")(**fields)
-                return Client(channel).KV.Range(request, timeout=READY_SECONDS)
+                return Client(channel).KV.Range(request, timeout=READY_SECONDS, metadata=self.metadata)
             except grpc.RpcError as e:
                 raise MemberError(f"{self.kind}: {e.details()}") from None
 

@@ -74,12 +74,14 @@ class Scenario:
     heavy: bool = False
     # three members (cluster.Cluster) in place of one
     cluster: bool = False
+    member: type[Member] = Member
 
 
 def bench(member: Member, *args: str) -> dict:
     """Run etcdfast-bench against the member; returns its JSON report. Errors: MemberError."""
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         command = [sys.executable, "-m", "etcdfast.bench", "--endpoints", member.endpoint, "--no-progress"]
+        command += member.bench_flags
         command += ["--report-json", out.name, *args]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LOAD_SECONDS_MAX)
         raw = Path(out.name).read_text()

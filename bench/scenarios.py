@@ -8,7 +8,9 @@ from __future__ import annotations
 import sys
 
 import cluster_scenarios
+import http_scenarios
 import lease_scenarios
+import security_scenarios
 import snapshot_scenarios
 import watch_scenarios
 from members import Member, MemberError, Memory, PeakMemory
@@ -173,5 +175,7 @@ SCENARIOS = [
     *lease_scenarios.SCENARIOS,
     *cluster_scenarios.SCENARIOS,
     *snapshot_scenarios.SCENARIOS,
+    *security_scenarios.SCENARIOS,
+    *http_scenarios.SCENARIOS,
 ]
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

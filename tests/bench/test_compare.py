@@ -147,3 +147,48 @@ def test_cpu_is_summed_over_the_tree(compare):
     )
     # process 1 by its threads, process 2 by its own sum as a thread ended, process 9 is new
     assert later.since(earlier) == pytest.approx(2.75 + 1.0 + 0.5)
+
+
+def test_self_test_of_security(tmp_path):
+    done = run(
+        "--self-test", "--only", "etcd", "--pairs", "1", "--total", "100", "--scenarios", "put-tls,put-auth",
+        "--data-root", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tables = {text.partition(":")[0]: text for text in done.stdout.split("\n\n")[1:]}
+    for name in ("put-tls", "put-auth"):
+        assert re.search(r"^  requests_per_second +[1-9]", tables[name], re.M), tables[name]
+        assert "failed" not in tables[name]
+
+
+WRK = """\
+Running 1s test @ http://127.0.0.1:2379
+  1 threads and 20 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     4.16ms    1.02ms  20.14ms   89.50%
+    Req/Sec     4.80k   398.32     5.33k    80.00%
+  Latency Distribution
+     50%  850.00us
+     75%    4.51ms
+     90%    5.22ms
+     99%    1.02s
+  4794 requests in 1.00s, 1.07MB read
+  Socket errors: connect 0, read 1, write 2, timeout 0
+  Non-2xx or 3xx responses: 4
+Requests/sec:   4776.91
+Transfer/sec:      1.07MB
+"""
+
+
+def test_figures_of_wrk(compare):
+    import http_scenarios
+
+    assert http_scenarios.read_wrk(WRK) == {
+        "requests_per_second": 4776.91,
+        "p50_ms": 0.85,
+        "p99_ms": 1020.0,
+        "requests": 4790,
+        "errors": 7,
+    }
+    with pytest.raises(http_scenarios.MemberError):
+        http_scenarios.read_wrk(WRK.replace("responses: 4\n", "responses: 4794\n"))
