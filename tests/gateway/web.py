@@ -17,7 +17,6 @@ COMPARED = (
     "access-control-allow-origin",
     "access-control-allow-headers",
     "access-control-allow-methods",
-    "transfer-encoding",
     "location",
 )
 
