@@ -83,7 +83,7 @@ def test_passwords_are_hashed_and_compared_beside_apply(doorbell):
         assert not helper.active
         assert os.getpriority(os.PRIO_PROCESS, helper._process.pid) == passwords.NICE
         group = Path(f"/proc/{helper._process.pid}/autogroup")
-        assert not group.exists() or group.read_text().strip().endswith(f"nice {passwords.NICE}")
+        assert not group.exists() or group.read_text().strip().endswith(f"nice {helpers.SESSION_NICE}")
     finally:
         helper.close()
 

@@ -25,6 +25,7 @@ QUEUE_MAX = 128
 JOB_BYTES_MAX = 65536
 START_SECONDS = 30.0  # only for who has to know that the child can work (start)
 STOP_SECONDS = 2.0
+SESSION_NICE = 10
 
 _HEAD = struct.Struct("<QB")
 _BROKEN = errors.ID["INTERNAL"]
@@ -177,7 +178,7 @@ def serve(asked, name, handle, nice=0):
     proc.set_name(name)
     if nice:
         proc.stand_back(nice)
-        _stand_back_among_sessions(nice)
+        _stand_back_among_sessions()
     link = socket.socket(fileno=asked["socket"])
     jobs = queue.SimpleQueue()
 
@@ -203,13 +204,13 @@ def serve(asked, name, handle, nice=0):
         jobs.put((job, kind, message[_HEAD.size :]))
 
 
-def _stand_back_among_sessions(nice):
+def _stand_back_among_sessions():
     """Where the kernel groups tasks by session (autogroup), niceness counts within one only: be a session of one's own,
-    and let that one stand back."""
+    and let that one stand back. It keeps a tenth of the weight of others: logins go on where all cores are taken."""
     try:
         os.setsid()
         with open("/proc/self/autogroup", "w") as group:
-            group.write(str(nice))
+            group.write(str(SESSION_NICE))
     except OSError:
         pass  # a kernel without, or it was asked too often just now: niceness is what remains
 
