@@ -28,6 +28,7 @@ EXTENSIONS = {
     "proc": [],  # what a process asks of the kernel about itself: death signal, name, heap
     "crc32c": [],  # CRC-32C, SSE4.2 with a portable fall-back
     "wire": [],  # protobuf scanning and writing without objects
+    "meters": [],  # shared figures of a process for /metrics
     "ring": [],  # SPSC shared-memory byte ring, doorbells, status page
     "tokenpage": [],  # auth tokens in shared memory
     "authtable": [],  # users' merged permissions

@@ -21,6 +21,11 @@ from etcdfast._ext.leaseclock cimport LeaseClock
 from etcdfast._ext.leaseops cimport LEASE_SLICED, REVOKE_KEYS_MAX
 from etcdfast._ext.longanswers cimport LongAnswers, key_of
 from etcdfast._ext.longread cimport answer_of_bytes, answer_of_run, asker, asker_of
+from etcdfast._ext.meters cimport (
+    H_BACKEND_COMMIT, H_RANGE_FAILED, H_RANGE_OK, H_STAGE_APPLY, M_RANGES, M_SLOW_APPLIES, METER_OPS_MAX, OP_APPLY_COMPACTION, OP_APPLY_DELETE_RANGE,
+    OP_APPLY_LEASE_CHECKPOINT, OP_APPLY_LEASE_GRANT, OP_APPLY_LEASE_REVOKE, OP_APPLY_OTHER, OP_APPLY_PUT, OP_APPLY_TXN,
+    meter_applied, meter_count, meter_observe, meter_observe_n, meters_block,
+)
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbox cimport Outbox
 from etcdfast._ext.outbuf cimport outbuf, outbuf_free, outbuf_init, outbuf_reserve, outbuf_reset
@@ -52,6 +57,7 @@ cdef enum:
     READ_NS = 2000000        # of short reads per turn and source
     DEFERRED_MAX = 4096      # reads that wait for a turn with time
     ROOM_NS = 5000000        # until a service that found no room for its proposal looks again
+    SLOW_APPLY_NS = 100000000  # etcd's --warning-apply-duration
     READ_BUDGET = 256        # index records that a read may look at before it is sliced
 
 
@@ -180,7 +186,7 @@ cdef class ApplyLoop:
         self.ops.ids.member = status_get(self.consensus_page, ST_MEMBER_ID)
         self.ops.ids.term = status_get(self.consensus_page, ST_TERM)
         self.turns += 1
-        self.leases.ops.now_ns = now_ns()
+        self.leases.ops.now_ns = self.turn_ns = now_ns()
         if self.revoking:
             worked |= self.go_on_revoking()
         self.reads_count = 0
@@ -193,6 +199,8 @@ cdef class ApplyLoop:
                 self.tell_changes()
         self.publish()
         self.out.deliver()
+        if self.applied_count:
+            self.count_applied()
         if self.reads_count or self.deferred:
             self.run_reads()
             self.out.deliver()
@@ -246,6 +254,21 @@ cdef class ApplyLoop:
                 self.services_due = True
             self.housekeeper(now)
         return worked
+
+    cdef void count_applied(self) noexcept nogil:
+        """The turn's entries: each is taken to have lasted its share of the turn, for a look at the clock takes as long
+        as a put."""
+        cdef uint64_t took = <uint64_t>(now_ns() - self.turn_ns)
+        cdef uint64_t each = took // self.applied_count
+        cdef uint32_t i
+        meter_observe(H_STAGE_APPLY, took)
+        if each > SLOW_APPLY_NS:
+            meter_count(M_SLOW_APPLIES, self.applied_count)
+        for i in range(2 * (OP_APPLY_OTHER + 1)):
+            if self.applied[i]:
+                meter_applied(meters_block, i >> 1, i & 1, each, self.applied[i])
+                self.applied[i] = 0
+        self.applied_count = 0
 
     cdef int tell_changes(self) except -1:
         """What the batch just written changed, to those who follow it."""
@@ -354,8 +377,9 @@ cdef class ApplyLoop:
     cdef int apply_entry(self, ipc_record *r) except -1:
         cdef bytes_view message, inner
         cdef int kind
-        cdef int status
+        cdef int status = 0
         cdef int method
+        cdef int op = OP_APPLY_OTHER
         cdef asker who
         if r.index <= self.applied_index:
             return 0  # replayed: RocksDB has it already
@@ -370,18 +394,24 @@ cdef class ApplyLoop:
             kind = decode_internal(&message, &inner)
             if kind == INTERNAL_PUT:
                 method = RPC_PUT
+                op = OP_APPLY_PUT
                 status = self.ops.put(&inner, &self.answer)
             elif kind == INTERNAL_DELETE:
                 method = RPC_DELETE_RANGE
+                op = OP_APPLY_DELETE_RANGE
                 status = self.ops.delete_range(&inner, &self.answer)
             elif kind == INTERNAL_TXN:
                 method = RPC_TXN
+                op = OP_APPLY_TXN
                 status = self.ops.txn(&inner, False, &self.answer)
             elif kind == INTERNAL_COMPACT:
                 method = 0
+                op = OP_APPLY_COMPACTION
                 status = self.apply_compact(&inner, r)
             elif kind == INTERNAL_LEASE_GRANT or kind == INTERNAL_LEASE_REVOKE or kind == INTERNAL_LEASE_CHECKPOINT:
                 method = 0
+                op = (OP_APPLY_LEASE_GRANT if kind == INTERNAL_LEASE_GRANT else OP_APPLY_LEASE_REVOKE
+                      if kind == INTERNAL_LEASE_REVOKE else OP_APPLY_LEASE_CHECKPOINT)
                 if kind == INTERNAL_LEASE_REVOKE and self.mvcc.batch_changes and self.leases.is_large(&inner):
                     return 1
                 status = self.apply_lease(kind, &inner, r)
@@ -395,6 +425,8 @@ cdef class ApplyLoop:
             if method and r.frontend != IPC_NOBODY:
                 asker_of(&who, r, method)
                 self.reply(&who, status)
+            self.applied_count += 1
+            self.applied[2 * op + (status != 0)] += 1
         self.applied_index = r.index
         self.applied_term = r.term
         return 0
@@ -494,7 +526,9 @@ cdef class ApplyLoop:
         self.out.deliver()
 
     cdef int finish_batch(self) except -1:
+        cdef int64_t began = now_ns()
         self.mvcc.write_batch(self.applied_index, self.applied_term)
+        meter_observe(H_BACKEND_COMMIT, <uint64_t>(now_ns() - began))
         self.stored_index = self.applied_index
         return 0
 
@@ -509,6 +543,19 @@ cdef class ApplyLoop:
             self.finish_batch()
 
     # ---- reads and calls ----
+
+    cdef void count_ranges(self, int64_t began_ns) noexcept nogil:
+        """The ranges since then, each with its share of the time; of one that goes on in slices the first counts."""
+        cdef uint64_t count = self.ranged[0] + self.ranged[1]
+        cdef uint64_t each
+        if count:
+            each = <uint64_t>(now_ns() - began_ns) // count
+            meter_count(M_RANGES, count)
+            if self.ranged[0]:
+                meter_observe_n(meters_block, H_RANGE_OK, each, self.ranged[0])
+            if self.ranged[1]:
+                meter_observe_n(meters_block, H_RANGE_FAILED, each, self.ranged[1])
+            self.ranged[0] = self.ranged[1] = 0
 
     cdef int run_reads(self) except -1:
         """Reads of earlier turns, then those of this one, for about READ_NS; the rest waits for the next turn."""
@@ -534,6 +581,7 @@ cdef class ApplyLoop:
             self.deferred.append(PyBytes_FromStringAndSize(<char *>r, r.length))
             i += 1
         self.reads_count = 0
+        self.count_ranges(stop - READ_NS)
         return 0
 
     cdef int run_read(self, ipc_record *r) except -1:
@@ -611,6 +659,7 @@ cdef class ApplyLoop:
         elif chunked and request.order != SORT_NONE and not (
                 request.order == SORT_ASCEND and request.target == TARGET_KEY):
             status = ERR_RANGE_STREAM_SORT
+        self.ranged[status != 0] += 1
         if status:
             return self.reply(&who, status)
         if not chunked:
@@ -653,6 +702,7 @@ cdef class ApplyLoop:
             # A record taken is a record done: what time did not reach stays in the ring.
             ring_release(ring)
             worked |= records
+        self.count_ranges(stop - READ_NS)
         return worked
 
     cdef int take_call(self, ipc_record *r) except -1:

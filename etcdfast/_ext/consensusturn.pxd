@@ -130,6 +130,8 @@ cdef class Turn:
     cdef uint64_t hard_index, hard_term  # HARD record to follow that index, 0: none
     cdef readonly uint64_t ticks_due
     cdef uint64_t reported_last
+    cdef uint64_t staged_index  # the batch whose time from disk to hand-over is taken, and since when; 0: none
+    cdef uint64_t staged_ns
     cdef uint64_t request_prefix  # of request ids; formats.md 3.6
     cdef uint64_t request_suffix
     # Ids up to lost_suffix are of terms before lost_term: once an entry of that term is handed over, those that still

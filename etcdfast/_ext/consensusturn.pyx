@@ -8,6 +8,7 @@ from etcdfast._ext.authfields cimport auth_field
 from etcdfast._ext.errids cimport (
     ERR_REQUEST_TOO_LARGE, ERR_TIMEOUT_LEADER_FAIL, ERR_TOO_MANY_REQUESTS, ERR_UNIMPLEMENTED,
 )
+from etcdfast._ext.meters cimport H_STAGE_CONSENSUS, meter_observe
 from etcdfast._ext.netsys cimport clock_ns, epoll_event, epoll_wait
 from etcdfast._ext.peerset cimport PEERS_TAG
 from etcdfast._ext.raftlog cimport (
@@ -223,6 +224,9 @@ cdef class Turn:
             events |= self.hand_reads()
         ring_publish(self.out)
         status_put(self.status, ST_HANDED_INDEX, self.handed)
+        if self.staged_index and self.handed >= self.staged_index:
+            meter_observe(H_STAGE_CONSENSUS, clock_ns() - self.staged_ns)
+            self.staged_index = 0
         return events
 
     cdef int hand_hard_record(self) noexcept nogil:
@@ -519,6 +523,9 @@ cdef class Turn:
                 self.sent_term = self.given_term
                 self.sent_vote = self.given_vote
                 self.sent = self.written
+                if not self.staged_index:
+                    self.staged_index = self.written
+                    self.staged_ns = clock_ns()
         if code == WAL_NO_MEMORY:
             return EV_NO_MEMORY
         return EV_WAL_FAILED if code < 0 else 0

@@ -1,6 +1,6 @@
 """Connections: see frontconn.pxd."""
 
-from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, errno
+from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
@@ -16,6 +16,10 @@ from etcdfast._ext.h2stream cimport h2_end, h2_say, h2_serve_grants
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.http2 cimport (
     h2_close, h2_feed, h2_finished, h2_goaway_frame, h2_open, h2_open_calls, h2_ping, h2_pull, h2_shutdown,
+)
+from etcdfast._ext.meters cimport (
+    M_ACCEPTS_FAILED, M_CONNECTIONS, M_CONNECTIONS_ACCEPTED, M_CONNECTIONS_FULL, M_HELD_BYTES, M_REQUESTS_WAITING,
+    meter_count, meter_set,
 )
 from etcdfast._ext.netsys cimport *
 from etcdfast._ext.nghttp2 cimport NGHTTP2_ENHANCE_YOUR_CALM
@@ -97,6 +101,7 @@ cdef conn_t *new_conn(loop_t *loop) noexcept nogil:
     conn.used = True
     conn.opened_ns = conn.read_ns = loop.server.now_ns
     loop.conn_count += 1
+    meter_set(M_CONNECTIONS, loop.conn_count)
     return conn
 
 
@@ -156,6 +161,7 @@ cdef void free_conn(loop_t *loop, conn_t *conn) noexcept nogil:
     conn.free_next = loop.free_conns
     loop.free_conns = conn
     loop.conn_count -= 1
+    meter_set(M_CONNECTIONS, loop.conn_count)
     if not loop.drain_step:
         conn_listen(loop, True)
 
@@ -193,6 +199,7 @@ cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil:
     for i in range(ACCEPTS_PER_TURN):
         if loop.conn_count >= loop.conns_max:
             # As etcd: the backlog holds the rest until a connection ends.
+            meter_count(M_CONNECTIONS_FULL, 1)
             conn_listen(loop, False)
             return
         if loop.listener_tls[listener] and loop.shaking_count >= loop.shaking_max:
@@ -202,8 +209,10 @@ cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil:
                 return
         fd = accept4(loop.listeners[listener], NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
-            if errno == EMFILE or errno == ENFILE:
+            if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+                # It would be ready again at once, for nothing: the sweep looks again within a second.
                 loop.refused_connections += 1
+                meter_count(M_ACCEPTS_FAILED, 1)
                 conn_listen(loop, False)
             return
         conn = new_conn(loop)
@@ -227,6 +236,7 @@ cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil:
             free_conn(loop, conn)
             return
         loop.accepted += 1
+        meter_count(M_CONNECTIONS_ACCEPTED, 1)
 
 
 cdef void start_linger(loop_t *loop, conn_t *conn) noexcept nogil:
@@ -592,6 +602,8 @@ cdef void conn_sweep(loop_t *loop) noexcept nogil:
     cdef uint32_t slot
     cdef conn_t *conn
     loop.sweep_ns = loop.server.now_ns
+    meter_set(M_HELD_BYTES, loop.server.held_bytes)
+    meter_set(M_REQUESTS_WAITING, loop.late_count)
     for slot in range(loop.conn_room):
         conn = loop.conns[slot]
         if conn != NULL and conn.used:

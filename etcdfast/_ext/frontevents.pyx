@@ -8,7 +8,9 @@ from etcdfast._ext.frontconn cimport conn_t, loop_t
 from etcdfast._ext.grpcwire cimport GRPC_PREFIX_BYTES
 from etcdfast._ext.h2pen cimport put_event_head
 from etcdfast._ext.h2stream cimport h2_flow, h2_lend_event, h2_pen_open
+from etcdfast._ext.meters cimport M_CLIENT_SENT_BYTES, meter_count
 from etcdfast._ext.h2types cimport STREAM_ANSWERED, STREAM_DEFERRED, STREAM_STARTED, h2_stream, mark_dirty
+from etcdfast._ext.rpcids cimport RPC_WATCH
 from etcdfast._ext.ring cimport ipc_events, ipc_record, ipc_target, record_payload, record_payload_len
 
 cdef enum:
@@ -46,6 +48,8 @@ cdef uint64_t events_deliver(loop_t *loop, ipc_record *r) noexcept nogil:
     cdef const uint8_t *events
     cdef uint64_t before
     cdef uint64_t made = 0
+    cdef uint64_t penned = 0
+    cdef uint64_t penned_bytes = 0
     cdef uint32_t events_size
     cdef uint32_t head_size
     cdef conn_t *conn = NULL
@@ -72,9 +76,15 @@ cdef uint64_t events_deliver(loop_t *loop, ipc_record *r) noexcept nogil:
                 s = bidi_find(conn.h2, t.stream)
             if s != NULL and not s.flags & STREAM_ANSWERED:
                 if events_size < EVENTS_LENT_BYTES:
+                    before = s.out_bytes
                     pen_event(s, head, head_size, t.watch_id, events, events_size)
+                    penned += 1
+                    penned_bytes += s.out_bytes - before
                 else:
                     h2_lend_event(s, head, head_size, t.watch_id, events, events_size)
                 made += events_size
         t += 1
+    loop.server.counters.sent[RPC_WATCH] += penned
+    if penned_bytes > penned * GRPC_PREFIX_BYTES:
+        meter_count(M_CLIENT_SENT_BYTES, penned_bytes - penned * GRPC_PREFIX_BYTES)
     return made

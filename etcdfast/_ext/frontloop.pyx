@@ -26,6 +26,10 @@ from etcdfast._ext.h2stream cimport (
 )
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.http2 cimport h2_find, h2_hash, h2_server_free, h2_server_init
+from etcdfast._ext.meters cimport (
+    M_CLIENT_RECEIVED_BYTES, M_CONNECTIONS_MAX, M_PROPOSALS_FAILED, M_READS_FAILED, METER_AT_CALLS, meter_client,
+    meter_count, meter_set, meters_block,
+)
 from etcdfast._ext.netsys cimport *
 from etcdfast._ext.requests cimport REQUEST_MALFORMED, request_check, request_facts
 from etcdfast._ext.ring cimport *
@@ -136,6 +140,7 @@ cdef void raise_alarm(loop_t *loop) noexcept nogil:
 cdef void on_open(h2_conn *h2, h2_stream *s) noexcept nogil:
     cdef loop_t *loop = <loop_t *>h2.server.owner
     cdef uint32_t error = 0
+    meter_client(s.version, loop.stream_methods >> s.method & 1)
     if loop.drain_step and loop.lasting_methods >> s.method & 1:
         error = ERR_STOPPED
     elif loop.stream_methods >> s.method & 1:
@@ -159,7 +164,16 @@ cdef inline void forget(loop_t *loop, h2_stream *s) noexcept nogil:
         cancel(loop, s)
 
 
+cdef inline void note_failed(loop_t *loop, h2_stream *s) noexcept nogil:
+    """What consensus should have ordered was not."""
+    if s.flags & STREAM_READS:
+        meter_count(M_READS_FAILED, 1)
+    elif loop.route[s.method] == ROUTE_PROPOSE and s.flags & (STREAM_DISPATCHED | STREAM_LATE):
+        meter_count(M_PROPOSALS_FAILED, 1)
+
+
 cdef void expire(loop_t *loop, h2_stream *s) noexcept nogil:
+    note_failed(loop, s)
     answer_error(loop, s, ERR_DEADLINE if s.deadline_is_clients else timeout_error(loop, s))
     forget(loop, s)
 
@@ -200,12 +214,18 @@ cdef inline bint too_late(loop_t *loop, h2_stream *s) noexcept nogil:
     return s.client_deadline_ns != 0 and s.client_deadline_ns <= loop.server.now_ns
 
 
+cdef inline void note_received(loop_t *loop, h2_stream *s, uint32_t size) noexcept nogil:
+    loop.server.counters.received[s.method] += 1
+    meter_count(M_CLIENT_RECEIVED_BYTES, size)
+
+
 cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
     cdef loop_t *loop = <loop_t *>h2.server.owner
     cdef request_facts facts
     cdef int route = loop.route[s.method]
     cdef int kind, ring
     cdef int rc = request_check(s.method, data, size, loop.txn_ops_max, &facts)
+    note_received(loop, s, size)
     if rc < 0:
         if rc == REQUEST_MALFORMED:
             say_malformed(loop, s)
@@ -254,6 +274,7 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
 cdef bint on_message(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
     cdef loop_t *loop = <loop_t *>h2.server.owner
     cdef request_facts facts
+    note_received(loop, s, size)
     if request_check(s.method, data, size, loop.txn_ops_max, &facts) < 0:
         say_malformed(loop, s)
     elif not s.flags & (STREAM_DISPATCHED | STREAM_LATE) and too_late(loop, s):
@@ -313,6 +334,8 @@ cdef void deliver(loop_t *loop, ipc_record *r) noexcept nogil:
     elif r.kind == IPC_PART:
         h2_part(s, <const uint8_t *>record_payload(r), record_payload_len(r))
     elif r.kind == IPC_END or r.kind == IPC_REPLY or r.kind == IPC_REFUSE:
+        if r.kind == IPC_REFUSE:
+            note_failed(loop, s)
         finish(loop, s, r)
     if s.flags & STREAM_ANSWERED:
         s.flags &= ~<uint32_t>STREAM_CANCELLABLE   # apply has ended it
@@ -378,7 +401,8 @@ cdef inline bint has_news(loop_t *loop) noexcept nogil:
 
 cdef int wait_ms(loop_t *loop) noexcept nogil:
     cdef int timer
-    cdef int most = 1000 if loop.conn_count or loop.tls_rejected != loop.tls_told else -1
+    # The sweep tells of refused handshakes, and opens listeners again that ran out of descriptors.
+    cdef int most = 1000 if loop.conn_count or loop.tls_rejected != loop.tls_told or not loop.listening else -1
     if loop.drain_step:
         most = 20
     if loop.server.dirty != NULL or loop.answers_wait or has_news(loop) or (loop.ready_head != NULL and not conn_paused(loop)):
@@ -502,7 +526,8 @@ cdef class FrontLoop:
                  double election_timeout_seconds=1.0, double ping_min_seconds=5.0,
                  double keepalive_idle_seconds=7200.0, double keepalive_timeout_seconds=20.0,
                  double header_seconds=10.0, double drain_seconds=5.0, TlsContext tls=None, tls_listeners=(),
-                 double handshake_seconds=10.0, uint32_t handshakes_max=HANDSHAKES_MAX):
+                 double handshake_seconds=10.0, uint32_t handshakes_max=HANDSHAKES_MAX,
+                 bint share_figures=False):
         cdef loop_t *loop = self.loop
         cdef int i
         loop.index = <uint8_t>index
@@ -527,6 +552,11 @@ cdef class FrontLoop:
         loop.shaking_max = handshakes_max
         loop.server.owner = loop
         loop.server.counters = &loop.counters
+        if share_figures:
+            loop.server.counters = <h2_counters *>(meters_block + METER_AT_CALLS)
+            # Of a former life of the process; counters go on, what is held now begins anew.
+            loop.server.counters.request_buffer_bytes = loop.server.counters.answer_buffer_bytes = 0
+        meter_set(M_CONNECTIONS_MAX, connections_max)
         loop.server.message_bytes_max = message_bytes_max
         loop.server.streams_max = streams_max
         loop.server.budget_bytes = buffer_bytes_max
@@ -680,7 +710,7 @@ cdef class FrontLoop:
 
     def counters(self):
         cdef loop_t *loop = self.loop
-        cdef h2_counters *c = &loop.counters
+        cdef h2_counters *c = loop.server.counters
         cdef int rpc, code
         return {
             "started": {rpc: c.started[rpc] for rpc in range(RPC_ID_MAX + 1) if c.started[rpc]},

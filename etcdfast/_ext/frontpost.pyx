@@ -9,6 +9,7 @@ from etcdfast._ext.grpcwire cimport GRPC_PREFIX_BYTES, be32
 from etcdfast._ext.h2request cimport h2_keep_request
 from etcdfast._ext.h2stream cimport h2_drop_request, h2_taken
 from etcdfast._ext.h2types cimport *
+from etcdfast._ext.meters cimport M_RING_FULL, meter_count
 from etcdfast._ext.ring cimport *
 
 
@@ -32,6 +33,7 @@ cdef void late_add(loop_t *loop, h2_stream *s, int ring, int kind, uint32_t size
     cdef late_t *late = &loop.late[ring]
     cdef conn_t *conn = <conn_t *>s.conn.owner
     loop.ring_full += 1
+    meter_count(M_RING_FULL, 1)
     conn.late_count += 1
     s.late_bytes = size + LATE_COST_BYTES
     loop.late_bytes += s.late_bytes

@@ -12,6 +12,7 @@ from etcdfast._ext.h2pen cimport (
     SPARE_CHUNK, SPARE_LARGE, SPARE_SMALL, pen_close, pen_count, put_event_head, spare_give, spare_size, spare_take,
 )
 from etcdfast._ext.h2types cimport *
+from etcdfast._ext.meters cimport H_STAGE_FRONTEND, M_CLIENT_SENT_BYTES, meter_count, meter_handled, meter_observe, meters_block
 from etcdfast._ext.nghttp2 cimport *
 
 cdef enum:
@@ -38,6 +39,7 @@ cdef h2_stream *h2_new_stream(h2_conn *conn, int32_t stream_id) noexcept nogil:
     s.id = stream_id
     s.flags = STREAM_NO_LEADER_OK
     s.timer_slot = -1
+    s.opened_ns = server.now_ns
     s.list_next = conn.streams
     if conn.streams != NULL:
         conn.streams.list_prev = s
@@ -87,6 +89,7 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
     server.on_gone(conn, s)
     if not s.flags & STREAM_ANSWERED and s.method:
         server.counters.handled[s.method][GRPC_CANCELLED] += 1
+        meter_handled(meters_block, s.method, server.now_ns - s.opened_ns)
     h2_drop_request(s)
     if s.flags & STREAM_PLAIN:
         server.on_plain_gone(conn, s)
@@ -252,6 +255,9 @@ cdef inline void decide(h2_stream *s, int code) noexcept nogil:
     s.flags |= STREAM_ANSWERED
     s.code = <uint8_t>code
     s.conn.server.counters.handled[s.method][code] += 1
+    meter_handled(meters_block, s.method, s.conn.server.now_ns - s.opened_ns)
+    if not s.flags & STREAM_BIDI:
+        meter_observe(H_STAGE_FRONTEND, s.conn.server.now_ns - s.opened_ns)
     guard_answered(&s.conn.guard)
 
 
@@ -411,6 +417,11 @@ cdef int h2_push_copy(h2_stream *s, const uint8_t *data, uint32_t size) noexcept
     return 0
 
 
+cdef inline void h2_count_sent(h2_stream *s, uint32_t size) noexcept nogil:
+    s.conn.server.counters.sent[s.method] += 1
+    meter_count(M_CLIENT_SENT_BYTES, size)
+
+
 cdef int push_message(h2_stream *s, const uint8_t *data, uint32_t size, uint32_t total) noexcept nogil:
     """The prefix of a message of `total` bytes, and bytes of it."""
     cdef h2_chunk *c
@@ -424,6 +435,7 @@ cdef int push_message(h2_stream *s, const uint8_t *data, uint32_t size, uint32_t
     put_be32(c.head + 1, total)
     c.head_size = GRPC_PREFIX_BYTES
     s.out_bytes += GRPC_PREFIX_BYTES
+    h2_count_sent(s, total)
     return 0
 
 
@@ -538,6 +550,7 @@ cdef int h2_lend_event(h2_stream *s, const uint8_t *head, uint32_t head_size, in
         return -1
     c.head_size = <uint8_t>(put_event_head(c.head, head, head_size, watch_id, events_size) - c.head)
     s.out_bytes += c.head_size
+    h2_count_sent(s, c.head_size + events_size - GRPC_PREFIX_BYTES)
     return h2_flow(s)
 
 

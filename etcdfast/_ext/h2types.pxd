@@ -91,6 +91,7 @@ ctypedef struct h2_stream:
     uint8_t encoding_refused
     uint16_t http_status       # 0, or why the headers are refused
     uint8_t bad_timeout
+    uint8_t version            # row of the client's version in the figures
     uint8_t seen               # pseudo headers and content type: SEEN_* of http2.pyx
     uint64_t timeout_ns        # 0 none; what has passed already is 1
     char *note                 # path, content type, method or encoding for an error text; owned
@@ -122,6 +123,7 @@ ctypedef struct h2_stream:
     h2_stream **sent_link      # what points to it there; NULL when it is not in
     h2_stream *told_next       # in server.told
     h2_stream **told_link      # what points to it there; NULL when it is not in
+    uint64_t opened_ns         # now_ns when its headers began
     # the owner's
     uint64_t deadline_ns       # the timer's
     uint64_t client_deadline_ns  # 0 none
@@ -192,6 +194,8 @@ ctypedef struct h2_route:
 ctypedef struct h2_counters:
     uint64_t started[64]           # by RPC id
     uint64_t handled[64][17]       # by RPC id and gRPC code
+    uint64_t received[64]          # messages, by RPC id
+    uint64_t sent[64]
     uint64_t received_bytes
     uint64_t sent_bytes
     uint64_t unknown_calls

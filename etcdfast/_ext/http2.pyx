@@ -16,6 +16,7 @@ from etcdfast._ext.h2pen cimport spare_free
 from etcdfast._ext.h2request cimport h2_end_request, h2_keep_header, h2_keep_request, h2_put_header, h2_take_data
 from etcdfast._ext.h2stream cimport h2_drop_request, h2_drop_stream, h2_end, h2_give_window, h2_new_stream, h2_send_data
 from etcdfast._ext.h2types cimport *
+from etcdfast._ext.meters cimport meter_version
 from etcdfast._ext.nghttp2 cimport *
 
 cdef enum:
@@ -222,6 +223,8 @@ cdef int on_header(nghttp2_session *session, const nghttp2_frame *frame, const u
             s.encoding_refused = True
             if s.http_status == 0 and not s.bad_timeout and s.method:
                 keep_note(s, value, size)
+    elif name_size == 18 and memcmp(name, b"client-api-version", 18) == 0:
+        s.version = meter_version(value, size)
     elif name_size == 9 and memcmp(name, b"hasleader", 9) == 0:
         if size == 4 and memcmp(value, b"true", 4) == 0:
             s.flags &= ~<uint32_t>STREAM_NO_LEADER_OK

@@ -30,6 +30,8 @@ cdef class KvOps:
     cdef readonly AuthTable auth # who may do what; apply/auth fills it
     cdef LeaseTable leases       # None: no lease exists
     cdef int64_t compared_at     # revision that compares look at, 0: whatever is newest in the index
+    cdef uint32_t ranges         # of the transaction that runs, as etcd counts them
+    cdef uint32_t writes
     cdef outbuf path             # which branch each transaction reached takes, one byte each
     cdef uint64_t path_at        # next of those bytes
     cdef outbuf deletes          # delete_requests met while checking puts, in order of execution
@@ -40,6 +42,7 @@ cdef class KvOps:
     cdef int txn(self, const bytes_view *message, bint read_only, outbuf *out) except OPS_FAILED
     cdef void header(self, outbuf *out, int64_t revision) noexcept nogil
 
+    cdef void count_txn(self) noexcept nogil
     cdef bint lease_exists(self, int64_t lease) noexcept nogil
     cdef int do_put(self, const put_request *r, outbuf *out, bint nested) except OPS_FAILED
     cdef int do_delete(self, const delete_request *r, outbuf *out, bint nested) except OPS_FAILED

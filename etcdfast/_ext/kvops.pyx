@@ -16,6 +16,7 @@ from etcdfast._ext.kvreq cimport (
     TXN_COMPARE, TXN_FAILURE, TXN_SUCCESS, bytes_view, compare_op, cursor_at, decode_compare, decode_delete,
     decode_op, decode_put, decode_range, delete_request, put_request, range_request, whole_tail,
 )
+from etcdfast._ext.meters cimport M_DELETES, M_PUT_BYTES, M_PUTS, M_RANGES, M_TXNS, meter_count
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbuf cimport (
     outbuf, outbuf_bytes_field, outbuf_close, outbuf_free, outbuf_init, outbuf_open, outbuf_reserve,
@@ -69,6 +70,13 @@ cdef class KvOps:
     cdef bint lease_exists(self, int64_t lease) noexcept nogil:
         return self.leases is not None and self.leases.find(lease) != NULL
 
+    cdef void count_txn(self) noexcept nogil:
+        """The end of a transaction in etcd's sense: what it did is counted, and itself if that was more than one."""
+        meter_count(M_RANGES, self.ranges)
+        if self.ranges + self.writes > 1:
+            meter_count(M_TXNS, 1)
+        self.ranges = self.writes = 0
+
     # ---- single writes ----
 
     cdef int put(self, const bytes_view *message, outbuf *out) except OPS_FAILED:
@@ -83,6 +91,7 @@ cdef class KvOps:
         self.mvcc.begin()
         error = self.do_put(&r, out, False)
         self.mvcc.commit()
+        self.count_txn()
         return error
 
     cdef int delete_range(self, const bytes_view *message, outbuf *out) except OPS_FAILED:
@@ -95,6 +104,7 @@ cdef class KvOps:
         self.mvcc.begin()
         error = self.do_delete(&r, out, False)
         self.mvcc.commit()
+        self.count_txn()
         return error
 
     cdef int do_put(self, const put_request *r, outbuf *out, bint nested) except OPS_FAILED:
@@ -104,6 +114,7 @@ cdef class KvOps:
         cdef bytes_view value = r.value
         cdef int64_t lease = r.lease
         if r.prev_kv or r.ignore_value or r.ignore_lease:
+            self.ranges += 1
             if self.mvcc.index.get(<const char *>r.key.data, <uint32_t>r.key.size, 0, &info) == 0:
                 old = self.mvcc.fetch(info.mod_main, info.mod_sub)
                 if parse_keyvalue(PyBytes_AS_STRING(old), <uint64_t>PyBytes_GET_SIZE(old), &kv) < 0:
@@ -122,11 +133,17 @@ cdef class KvOps:
         if r.prev_kv and old is not None:
             outbuf_bytes_field(out, 2, PyBytes_AS_STRING(old), <uint64_t>PyBytes_GET_SIZE(old))
         self.mvcc.put(&r.key, &value, lease)
+        self.writes += 1
+        meter_count(M_PUTS, 1)
+        meter_count(M_PUT_BYTES, r.key.size + value.size)
         return ERR_NONE
 
     cdef int do_delete(self, const delete_request *r, outbuf *out, bint nested) except OPS_FAILED:
         cdef int64_t count
         cdef int64_t revision
+        self.writes += 1
+        self.ranges += r.prev_kv
+        meter_count(M_DELETES, 1)
         count = self.mvcc.index.count(<const char *>r.key.data, <uint32_t>r.key.size,
                                       <const char *>r.end.data, <uint32_t>r.end.size, 0)
         revision = self.mvcc.current + (1 if count or self.mvcc.sub else 0)
@@ -193,6 +210,7 @@ cdef class KvOps:
         self.path.failed = False
         error = self.choose(message, 0)
         if error:
+            self.count_txn()
             return error
         # etcd looks at all puts before it looks at any range: that decides which of two errors is told.
         self.path_at = 0
@@ -202,6 +220,8 @@ cdef class KvOps:
         if error == 0:
             self.path_at = 0
             error = self.check(message, OP_RANGE)
+        if error or not read_only:
+            self.count_txn()   # etcd compares and checks in a transaction of its own when it will write
         if error:
             return error
         self.path_at = 0
@@ -210,6 +230,7 @@ cdef class KvOps:
             if self.mvcc.sub:
                 raise AssertionError(f"a transaction failed after its checks: error {error}")
             return error
+        self.count_txn()
         self.mvcc.commit()
         revision = self.mvcc.current
         # The header comes first and is known last.
@@ -290,6 +311,7 @@ cdef class KvOps:
         cdef int count, i
         cdef stored_kv kv
         cdef bytes record
+        self.ranges += 1
         while True:
             count = self.next_keys(&c.key, &c.end, resume, self.compared_at, found, &scan)
             for i in range(count):
@@ -371,6 +393,7 @@ cdef class KvOps:
         if decode_put(inner, &put) < 0:
             return OPS_MALFORMED
         if put.ignore_value or put.ignore_lease:
+            self.ranges += 1
             if self.mvcc.index.get(<const char *>put.key.data, <uint32_t>put.key.size, 0, &info) != 0:
                 return ERR_KEY_NOT_FOUND
             # The API lets some deletes of a key that is put later pass; etcd then dies of it.
@@ -440,6 +463,7 @@ cdef class KvOps:
         return 0
 
     cdef int do_range(self, const range_request *r, outbuf *out) except OPS_FAILED:
+        self.ranges += 1
         self.nested_header(out, self.mvcc.visible())
         try:
             range_whole(self.mvcc, r, out)

@@ -21,6 +21,7 @@ from etcdfast._ext.leasetable cimport (
     ROW_REVOKING, LeaseTable, key_bytes, lease_key, lease_queue, lease_row, lease_value_size, put_lease_value,
     stored_key,
 )
+from etcdfast._ext.meters cimport H_LEASE_TTL, M_DELETES, meter_count, meter_observe
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbuf cimport (
     outbuf, outbuf_bytes_field, outbuf_close, outbuf_free, outbuf_init, outbuf_open, outbuf_reset,
@@ -137,6 +138,7 @@ cdef class LeaseOps:
         self.store(row, 0, 0)
         self.plan_checkpoint(row)
         self.granted += 1
+        meter_observe(H_LEASE_TTL, <uint64_t>ttl)
         self.ops.header(out, self.mvcc.current)
         outbuf_uint_field(out, 2, <uint64_t>r.id)
         outbuf_uint_field(out, 3, <uint64_t>ttl)
@@ -235,6 +237,8 @@ cdef class LeaseOps:
             # Off the table first: the tombstone detaches its key, and would free these bytes.
             self.table.unhang(k)
             self.mvcc.tombstone(key_bytes(k), k.key_len)
+            self.ops.writes += 1
+            meter_count(M_DELETES, 1)
             free(k)
             left -= GATHER_PER_DELETE
         return 0
@@ -242,6 +246,7 @@ cdef class LeaseOps:
     cdef int finish_revoke(self, outbuf *out) except -1:
         cdef lease_row *row = self.revoking
         self.mvcc.commit()
+        self.ops.count_txn()
         self.mvcc.meta_delete(stored_key(row.id), row.stored_rev, -KEY_BYTES - <int64_t>lease_value_size(row))
         self.revoking = NULL
         if row.flags & ROW_OFFERED:

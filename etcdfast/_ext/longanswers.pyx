@@ -8,6 +8,7 @@ from etcdfast._ext.kvenc cimport header_ids
 from etcdfast._ext.longread cimport (
     STATE_END, STREAM_ENDED, STREAM_GOING, STREAM_NO_ROOM, LongAnswer, asker,
 )
+from etcdfast._ext.meters cimport M_OPEN_READS, meter_set
 from etcdfast._ext.outbuf cimport outbuf_free
 from etcdfast._ext.ring cimport IPC_END, IPC_REPLY, IPC_STREAM_CREDIT_BYTES
 
@@ -61,6 +62,7 @@ cdef class LongAnswers:
             raise LoopError(f"an answer for frontend {stream.who.frontend} of {self.out.frontends}")
         self.streams[key_of(&stream.who)] = stream
         self.full = len(self.streams) >= STREAMS_MAX
+        meter_set(M_OPEN_READS, <uint64_t>len(self.streams))
         if stream.revision:
             self.pin(stream.revision)
         else:
@@ -73,6 +75,7 @@ cdef class LongAnswers:
         """Forget it; its end is in the ring or nobody waits for it."""
         if self.streams.pop(key_of(&stream.who), None) is None:
             return 0
+        meter_set(M_OPEN_READS, <uint64_t>len(self.streams))
         self.full = False
         if stream.revision:
             self.unpin(stream.revision)

@@ -13,6 +13,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from etcdfast._ext.meters cimport (
+    H_FSYNC_BYTES, H_FSYNC_ENTRIES, H_STAGE_WAL, H_WAL_FSYNC, H_WAL_WRITE, M_WAL_WRITE_BYTES, meter_count, meter_observe,
+)
 from etcdfast._ext.walfiles cimport (
     WALFILES_NAME_BYTES, walfiles_add, walfiles_adopt_spare, walfiles_await_spare, walfiles_init, walfiles_keep_from,
     walfiles_name, walfiles_oldest_index, walfiles_release_to, walfiles_start, walfiles_stop, walfiles_t,
@@ -46,6 +49,7 @@ cdef struct wal_buffer:
     uint64_t file_offset
     uint64_t last_index, last_term  # of the last entry or snapshot in it
     bint has_entries
+    uint64_t entries
     bint must_sync
     bint cut  # the segment ends with this batch
 
@@ -159,6 +163,7 @@ cdef int wal_append_entry(
         out, &wal.crc, type, term, index, prefix, prefix_bytes, data, data_bytes, suffix, suffix_bytes)
     buffer.must_sync = True
     buffer.has_entries = True
+    buffer.entries += 1
     buffer.last_index = index
     buffer.last_term = term
     wal.last_index = index
@@ -271,6 +276,7 @@ cdef int wal_submit(wal_t *wal) noexcept nogil:
         memcpy(next.base, full.base + tail_start, next.head)
     next.end = next.head
     next.has_entries = False
+    next.entries = 0
     next.must_sync = False
     if full.has_entries:
         wal.flight_index = full.last_index
@@ -415,7 +421,8 @@ cdef int32_t await_job(wal_t *wal) noexcept nogil:
 
 cdef int write_batch(wal_t *wal, wal_buffer *batch) noexcept nogil:
     cdef size_t size = whole_blocks(batch.end)
-    cdef uint64_t began
+    cdef uint64_t started = walsys_now()
+    cdef uint64_t began, ended
     cdef int error
     cdef int64_t n = wal.ops.pwrite(wal.ops.context, wal.fd, batch.base, size, <int64_t>batch.file_offset)
     if n != <int64_t>size:
@@ -429,11 +436,18 @@ cdef int write_batch(wal_t *wal, wal_buffer *batch) noexcept nogil:
         return fail(wal, WAL_DID_WRITE, error, batch.file_offset)
     add64(&wal.counters.writes, 1)
     add64(&wal.counters.bytes_written, batch.end - batch.head)
+    began = walsys_now()
+    meter_count(M_WAL_WRITE_BYTES, batch.end - batch.head)
+    meter_observe(H_WAL_WRITE, began - started)
     if batch.must_sync:
-        began = walsys_now()
         if wal.ops.fdatasync(wal.ops.context, wal.fd) != 0:
             return fail(wal, WAL_DID_SYNC, errno, batch.file_offset)
-        count_fsync(wal, walsys_now() - began)
+        ended = walsys_now()
+        count_fsync(wal, ended - began)
+        meter_observe(H_WAL_FSYNC, ended - began)
+        meter_observe(H_STAGE_WAL, ended - started)
+        meter_observe(H_FSYNC_ENTRIES, batch.entries)
+        meter_observe(H_FSYNC_BYTES, batch.end - batch.head)
     store64(&wal.durable_ticket, wal.flight_ticket)
     if batch.cut:
         walsys_ring(wal.done_fd)  # the answers need not wait for the cut
