@@ -29,6 +29,7 @@ EXTENSIONS = {
     "crc32c": [],  # CRC-32C, SSE4.2 with a portable fall-back
     "wire": [],  # protobuf scanning and writing without objects
     "meters": [],  # shared figures of a process for /metrics
+    "profiler": ["dl"],  # samples of a process for /debug/profile
     "ring": [],  # SPSC shared-memory byte ring, doorbells, status page
     "tokenpage": [],  # auth tokens in shared memory
     "authtable": [],  # users' merged permissions

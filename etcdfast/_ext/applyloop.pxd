@@ -7,10 +7,10 @@ the clock but how long a slice is and when housekeeping is due.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from etcdfast._ext.applymeters cimport apply_figures
 from etcdfast._ext.kvops cimport KvOps
 from etcdfast._ext.leaseclock cimport LeaseClock
 from etcdfast._ext.kvreq cimport bytes_view
-from etcdfast._ext.meters cimport METER_OPS_MAX
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.longanswers cimport LongAnswers
 from etcdfast._ext.longread cimport asker
@@ -60,10 +60,7 @@ cdef class ApplyLoop:
     cdef readonly bint ready
     cdef bint stop_asked
     cdef public object aside     # called once, between two turns, and forgotten; None is nothing
-    cdef uint32_t applied[2 * METER_OPS_MAX]   # entries of this turn by kind (OP_APPLY_*) and failure
-    cdef uint32_t applied_count
-    cdef int64_t turn_ns        # when the turn began
-    cdef uint32_t ranged[2]     # ranges not yet counted, and those refused
+    cdef apply_figures figures
     cdef outbuf answer          # the one being made
     cdef ipc_record *reads[TURN_RECORDS_MAX]
     cdef int reads_count
@@ -77,8 +74,6 @@ cdef class ApplyLoop:
     cdef uint64_t revoke_term
 
     cdef int turn(self) except -1
-    cdef void count_applied(self) noexcept nogil
-    cdef void count_ranges(self, int64_t began_ns) noexcept nogil
     cdef int take_committed(self) except -1
     cdef int apply_entry(self, ipc_record *r) except -1
     cdef int apply_cold(self, ipc_record *r) except -1

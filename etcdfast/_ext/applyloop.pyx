@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from etcdfast._ext.applymeters cimport figures_entry, figures_ranges, figures_turn
 from etcdfast._ext.changes cimport kv_change
 from etcdfast._ext.clock cimport now_ns
 from etcdfast._ext.errids cimport (
@@ -22,9 +23,8 @@ from etcdfast._ext.leaseops cimport LEASE_SLICED, REVOKE_KEYS_MAX
 from etcdfast._ext.longanswers cimport LongAnswers, key_of
 from etcdfast._ext.longread cimport answer_of_bytes, answer_of_run, asker, asker_of
 from etcdfast._ext.meters cimport (
-    H_BACKEND_COMMIT, H_RANGE_FAILED, H_RANGE_OK, H_STAGE_APPLY, M_RANGES, M_SLOW_APPLIES, METER_OPS_MAX, OP_APPLY_COMPACTION, OP_APPLY_DELETE_RANGE,
-    OP_APPLY_LEASE_CHECKPOINT, OP_APPLY_LEASE_GRANT, OP_APPLY_LEASE_REVOKE, OP_APPLY_OTHER, OP_APPLY_PUT, OP_APPLY_TXN,
-    meter_applied, meter_count, meter_observe, meter_observe_n, meters_block,
+    H_BACKEND_COMMIT, M_RANGES, OP_APPLY_COMPACTION, OP_APPLY_DELETE_RANGE, OP_APPLY_LEASE_CHECKPOINT,
+    OP_APPLY_LEASE_GRANT, OP_APPLY_LEASE_REVOKE, OP_APPLY_OTHER, OP_APPLY_PUT, OP_APPLY_TXN, meter_count, meter_observe,
 )
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbox cimport Outbox
@@ -57,7 +57,6 @@ cdef enum:
     READ_NS = 2000000        # of short reads per turn and source
     DEFERRED_MAX = 4096      # reads that wait for a turn with time
     ROOM_NS = 5000000        # until a service that found no room for its proposal looks again
-    SLOW_APPLY_NS = 100000000  # etcd's --warning-apply-duration
     READ_BUDGET = 256        # index records that a read may look at before it is sliced
 
 
@@ -186,7 +185,7 @@ cdef class ApplyLoop:
         self.ops.ids.member = status_get(self.consensus_page, ST_MEMBER_ID)
         self.ops.ids.term = status_get(self.consensus_page, ST_TERM)
         self.turns += 1
-        self.leases.ops.now_ns = self.turn_ns = now_ns()
+        self.leases.ops.now_ns = self.figures.turn_ns = now_ns()
         if self.revoking:
             worked |= self.go_on_revoking()
         self.reads_count = 0
@@ -199,8 +198,7 @@ cdef class ApplyLoop:
                 self.tell_changes()
         self.publish()
         self.out.deliver()
-        if self.applied_count:
-            self.count_applied()
+        figures_turn(&self.figures)
         if self.reads_count or self.deferred:
             self.run_reads()
             self.out.deliver()
@@ -254,21 +252,6 @@ cdef class ApplyLoop:
                 self.services_due = True
             self.housekeeper(now)
         return worked
-
-    cdef void count_applied(self) noexcept nogil:
-        """The turn's entries: each is taken to have lasted its share of the turn, for a look at the clock takes as long
-        as a put."""
-        cdef uint64_t took = <uint64_t>(now_ns() - self.turn_ns)
-        cdef uint64_t each = took // self.applied_count
-        cdef uint32_t i
-        meter_observe(H_STAGE_APPLY, took)
-        if each > SLOW_APPLY_NS:
-            meter_count(M_SLOW_APPLIES, self.applied_count)
-        for i in range(2 * (OP_APPLY_OTHER + 1)):
-            if self.applied[i]:
-                meter_applied(meters_block, i >> 1, i & 1, each, self.applied[i])
-                self.applied[i] = 0
-        self.applied_count = 0
 
     cdef int tell_changes(self) except -1:
         """What the batch just written changed, to those who follow it."""
@@ -425,8 +408,7 @@ cdef class ApplyLoop:
             if method and r.frontend != IPC_NOBODY:
                 asker_of(&who, r, method)
                 self.reply(&who, status)
-            self.applied_count += 1
-            self.applied[2 * op + (status != 0)] += 1
+            figures_entry(&self.figures, op, status != 0)
         self.applied_index = r.index
         self.applied_term = r.term
         return 0
@@ -502,6 +484,7 @@ cdef class ApplyLoop:
                 waiter = (PyBytes_FromStringAndSize(<char *>&who, sizeof(asker)),
                           PyBytes_FromStringAndSize(<char *>self.answer.data, <Py_ssize_t>self.answer.size))
             self.compactor.request(request.revision, waiter, self.meta_batch)
+            meter_count(M_RANGES, 1)   # etcd reads a key for its answer
         if waiter is None and r.frontend != IPC_NOBODY:
             self.reply(&who, status)
         return 0
@@ -544,19 +527,6 @@ cdef class ApplyLoop:
 
     # ---- reads and calls ----
 
-    cdef void count_ranges(self, int64_t began_ns) noexcept nogil:
-        """The ranges since then, each with its share of the time; of one that goes on in slices the first counts."""
-        cdef uint64_t count = self.ranged[0] + self.ranged[1]
-        cdef uint64_t each
-        if count:
-            each = <uint64_t>(now_ns() - began_ns) // count
-            meter_count(M_RANGES, count)
-            if self.ranged[0]:
-                meter_observe_n(meters_block, H_RANGE_OK, each, self.ranged[0])
-            if self.ranged[1]:
-                meter_observe_n(meters_block, H_RANGE_FAILED, each, self.ranged[1])
-            self.ranged[0] = self.ranged[1] = 0
-
     cdef int run_reads(self) except -1:
         """Reads of earlier turns, then those of this one, for about READ_NS; the rest waits for the next turn."""
         cdef int64_t stop = now_ns() + READ_NS
@@ -581,7 +551,7 @@ cdef class ApplyLoop:
             self.deferred.append(PyBytes_FromStringAndSize(<char *>r, r.length))
             i += 1
         self.reads_count = 0
-        self.count_ranges(stop - READ_NS)
+        figures_ranges(&self.figures, stop - READ_NS)
         return 0
 
     cdef int run_read(self, ipc_record *r) except -1:
@@ -659,7 +629,7 @@ cdef class ApplyLoop:
         elif chunked and request.order != SORT_NONE and not (
                 request.order == SORT_ASCEND and request.target == TARGET_KEY):
             status = ERR_RANGE_STREAM_SORT
-        self.ranged[status != 0] += 1
+        self.figures.ranges[status != 0] += 1
         if status:
             return self.reply(&who, status)
         if not chunked:
@@ -702,7 +672,7 @@ cdef class ApplyLoop:
             # A record taken is a record done: what time did not reach stays in the ring.
             ring_release(ring)
             worked |= records
-        self.count_ranges(stop - READ_NS)
+        figures_ranges(&self.figures, stop - READ_NS)
         return worked
 
     cdef int take_call(self, ipc_record *r) except -1:

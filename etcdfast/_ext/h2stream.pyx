@@ -89,7 +89,7 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
     server.on_gone(conn, s)
     if not s.flags & STREAM_ANSWERED and s.method:
         server.counters.handled[s.method][GRPC_CANCELLED] += 1
-        meter_handled(meters_block, s.method, server.now_ns - s.opened_ns)
+        meter_handled(meters_block, s.method, 1, server.now_ns - s.opened_ns)
     h2_drop_request(s)
     if s.flags & STREAM_PLAIN:
         server.on_plain_gone(conn, s)
@@ -255,7 +255,7 @@ cdef inline void decide(h2_stream *s, int code) noexcept nogil:
     s.flags |= STREAM_ANSWERED
     s.code = <uint8_t>code
     s.conn.server.counters.handled[s.method][code] += 1
-    meter_handled(meters_block, s.method, s.conn.server.now_ns - s.opened_ns)
+    meter_handled(meters_block, s.method, code, s.conn.server.now_ns - s.opened_ns)
     if not s.flags & STREAM_BIDI:
         meter_observe(H_STAGE_FRONTEND, s.conn.server.now_ns - s.opened_ns)
     guard_answered(&s.conn.guard)

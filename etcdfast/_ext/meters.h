@@ -27,6 +27,21 @@
     X(HELD_BYTES, "held_bytes") \
     X(HEALTH_SUCCESS, "health_success") \
     X(HEALTH_FAILURES, "health_failures") \
+    X(HEALTH_LIVEZ_SERIALIZABLE_READ_SUCCESS, "livez_serializable_read_success") \
+    X(HEALTH_LIVEZ_SERIALIZABLE_READ_ERROR, "livez_serializable_read_error") \
+    X(HEALTH_LIVEZ_SERIALIZABLE_READ_NOW, "livez_serializable_read_now") \
+    X(HEALTH_READYZ_DATA_CORRUPTION_SUCCESS, "readyz_data_corruption_success") \
+    X(HEALTH_READYZ_DATA_CORRUPTION_ERROR, "readyz_data_corruption_error") \
+    X(HEALTH_READYZ_DATA_CORRUPTION_NOW, "readyz_data_corruption_now") \
+    X(HEALTH_READYZ_SERIALIZABLE_READ_SUCCESS, "readyz_serializable_read_success") \
+    X(HEALTH_READYZ_SERIALIZABLE_READ_ERROR, "readyz_serializable_read_error") \
+    X(HEALTH_READYZ_SERIALIZABLE_READ_NOW, "readyz_serializable_read_now") \
+    X(HEALTH_READYZ_LINEARIZABLE_READ_SUCCESS, "readyz_linearizable_read_success") \
+    X(HEALTH_READYZ_LINEARIZABLE_READ_ERROR, "readyz_linearizable_read_error") \
+    X(HEALTH_READYZ_LINEARIZABLE_READ_NOW, "readyz_linearizable_read_now") \
+    X(HEALTH_READYZ_NON_LEARNER_SUCCESS, "readyz_non_learner_success") \
+    X(HEALTH_READYZ_NON_LEARNER_ERROR, "readyz_non_learner_error") \
+    X(HEALTH_READYZ_NON_LEARNER_NOW, "readyz_non_learner_now") \
     /* consensus */ \
     X(WAL_WRITE_BYTES, "wal_write_bytes") \
     X(SLOW_READ_INDEXES, "slow_read_indexes") \
@@ -34,6 +49,7 @@
     X(PROMOTE_SUCCESSES, "promote_successes") \
     X(PROMOTE_FAILURES, "promote_failures") \
     X(SNAPSHOT_APPLYING, "snapshot_applying") \
+    X(CLUSTER_VERSION, "cluster_version") \
     /* apply */ \
     X(RANGES, "ranges") \
     X(PUTS, "puts") \
@@ -119,7 +135,10 @@ enum {
     METER_AT_OPS = METER_AT_HANDLING + 64 * METER_HANDLING_WORDS,
     METER_OPS_MAX = 40,          /* kinds of entries, each with success and failure */
     METER_OP_BOUNDS = 20,
-    METER_WORDS = METER_AT_OPS + METER_OPS_MAX * 2 * METER_HISTOGRAM_WORDS,
+    METER_AT_REQUESTS = METER_AT_OPS + METER_OPS_MAX * 2 * METER_HISTOGRAM_WORDS,
+    METER_REQUEST_BOUNDS = 14,   /* from 1 ms, as WAL_FSYNC; of each of 64 methods with success and failure */
+    METER_REQUEST_WORDS = 16,
+    METER_WORDS = METER_AT_REQUESTS + 64 * 2 * METER_REQUEST_WORDS,
     METER_BYTES = METER_WORDS * 8,
 };
 _Static_assert((int)M_COUNT <= (int)METER_AT_HISTOGRAMS, "too many counters");
@@ -191,8 +210,10 @@ static const uint64_t METER_HANDLING[METER_HANDLING_BOUNDS] = {
     10000000000,
 };
 
-static inline void meter_handled(uint64_t *block, unsigned method, uint64_t ns)
+static inline void meter_handled(uint64_t *block, unsigned method, int failed, uint64_t ns)
 {
+    meter_observe_at(block + METER_AT_REQUESTS + ((method & 63) * 2 + (failed != 0)) * METER_REQUEST_WORDS, 1000000,
+                     METER_REQUEST_BOUNDS, ns, 1);
     uint64_t *words = block + METER_AT_HANDLING + (method & 63) * METER_HANDLING_WORDS;
     int i = 0;
     while (i < METER_HANDLING_BOUNDS && ns > METER_HANDLING[i])

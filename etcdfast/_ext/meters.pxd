@@ -69,6 +69,9 @@ cdef extern from "meters.h" nogil:
         METER_AT_OPS
         METER_OPS_MAX
         METER_OP_BOUNDS
+        METER_AT_REQUESTS
+        METER_REQUEST_BOUNDS
+        METER_REQUEST_WORDS
     enum:
         PEER_ID
         PEER_SENT_BYTES
@@ -102,7 +105,7 @@ cdef extern from "meters.h" nogil:
     uint64_t meter_get(const uint64_t *word)
     void meter_observe_at(uint64_t *words, uint64_t first, int bounds, uint64_t value, uint64_t n)
     void meter_observe_n(uint64_t *block, int id, uint64_t value, uint64_t n)
-    void meter_handled(uint64_t *block, unsigned method, uint64_t ns)
+    void meter_handled(uint64_t *block, unsigned method, int failed, uint64_t ns)
     void meter_applied(uint64_t *block, unsigned op, int failed, uint64_t ns, uint64_t n)
 
 

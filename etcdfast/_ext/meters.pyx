@@ -115,6 +115,7 @@ BOUNDS = {name: bounds_of(METER_SHAPES[i].first, METER_SHAPES[i].bounds, METER_S
 PEER_BOUNDS = {name: bounds_of(first, bounds, 1e9) for name, (_, first, bounds) in PEER_HISTOGRAMS.items()}
 HANDLING_BOUNDS = tuple([METER_HANDLING[i] / 1e9 for i in range(METER_HANDLING_BOUNDS)])
 OP_BOUNDS = bounds_of(100_000, METER_OP_BOUNDS, 1e9)
+REQUEST_BOUNDS = bounds_of(1_000_000, METER_REQUEST_BOUNDS, 1e9)
 
 
 cdef class Meters:
@@ -142,6 +143,10 @@ cdef class Meters:
     def handling(self, unsigned method):
         return read_histogram(self.block + METER_AT_HANDLING + (method & 63) * METER_HANDLING_WORDS,
                               METER_HANDLING_BOUNDS, 1e9)
+
+    def requests(self, unsigned method, bint failed):
+        return read_histogram(self.block + METER_AT_REQUESTS + ((method & 63) * 2 + failed) * METER_REQUEST_WORDS,
+                              METER_REQUEST_BOUNDS, 1e9)
 
     def op(self, int op, bint failed):
         return read_histogram(self.block + METER_AT_OPS + (op * 2 + failed) * METER_HISTOGRAM_WORDS,

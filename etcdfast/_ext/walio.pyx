@@ -13,13 +13,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from etcdfast._ext.meters cimport (
-    H_FSYNC_BYTES, H_FSYNC_ENTRIES, H_STAGE_WAL, H_WAL_FSYNC, H_WAL_WRITE, M_WAL_WRITE_BYTES, meter_count, meter_observe,
-)
 from etcdfast._ext.walfiles cimport (
     WALFILES_NAME_BYTES, walfiles_add, walfiles_adopt_spare, walfiles_await_spare, walfiles_init, walfiles_keep_from,
     walfiles_name, walfiles_oldest_index, walfiles_release_to, walfiles_start, walfiles_stop, walfiles_t,
 )
+from etcdfast._ext.walmeters cimport walmeters_synced, walmeters_written
 from etcdfast._ext.walops cimport FaultPlan, walops_system, walops_table
 from etcdfast._ext.walrec cimport (
     WALREC_METADATA, WALREC_STATE_FRAME_MAX, walrec_entry_bound, walrec_put_crc, walrec_put_entry, walrec_put_record,
@@ -380,17 +378,6 @@ cdef int fail(wal_t *wal, int what, int error, uint64_t offset) noexcept nogil:
     return WAL_FAILED
 
 
-cdef void count_fsync(wal_t *wal, uint64_t nanoseconds) noexcept nogil:
-    cdef uint64_t bound = 1000000
-    cdef int bucket = 0
-    while bucket < WAL_FSYNC_BUCKETS - 1 and nanoseconds > bound:
-        bound *= 2
-        bucket += 1
-    add64(&wal.counters.fsync_bucket[bucket], 1)
-    add64(&wal.counters.fsync_nanoseconds, nanoseconds)
-    add64(&wal.counters.fsyncs, 1)
-
-
 cdef void *disk_main(void *argument) noexcept nogil:
     cdef wal_t *wal = <wal_t *>argument
     cdef int32_t job
@@ -434,20 +421,13 @@ cdef int write_batch(wal_t *wal, wal_buffer *batch) noexcept nogil:
             wal.ops.pwrite(wal.ops.context, wal.fd, batch.base + batch.head, <size_t>n,
                            <int64_t>(batch.file_offset + batch.head))
         return fail(wal, WAL_DID_WRITE, error, batch.file_offset)
-    add64(&wal.counters.writes, 1)
-    add64(&wal.counters.bytes_written, batch.end - batch.head)
     began = walsys_now()
-    meter_count(M_WAL_WRITE_BYTES, batch.end - batch.head)
-    meter_observe(H_WAL_WRITE, began - started)
+    walmeters_written(&wal.counters, batch.end - batch.head, began - started)
     if batch.must_sync:
         if wal.ops.fdatasync(wal.ops.context, wal.fd) != 0:
             return fail(wal, WAL_DID_SYNC, errno, batch.file_offset)
         ended = walsys_now()
-        count_fsync(wal, ended - began)
-        meter_observe(H_WAL_FSYNC, ended - began)
-        meter_observe(H_STAGE_WAL, ended - started)
-        meter_observe(H_FSYNC_ENTRIES, batch.entries)
-        meter_observe(H_FSYNC_BYTES, batch.end - batch.head)
+        walmeters_synced(&wal.counters, batch.entries, batch.end - batch.head, ended - began, ended - started)
     store64(&wal.durable_ticket, wal.flight_ticket)
     if batch.cut:
         walsys_ring(wal.done_fd)  # the answers need not wait for the cut

@@ -5,8 +5,10 @@ of the KV service. The engine (the hot path's state) is reached through its Pyth
 """
 
 import json
+import time
 
 from etcdfast import log
+from etcdfast._ext import meters
 from etcdfast._ext.wire import WireError
 from etcdfast.api import errors, rpcs
 from etcdfast.apply import hashing
@@ -138,7 +140,9 @@ class ColdPath:
         return 0, b""
 
     def _hash(self, payload):
+        began = time.monotonic_ns()
         crc = yield from hashing.hash_store(self.engine)
+        meters.observe("hash", time.monotonic_ns() - began)
         out = _pb().HashResponse(hash=crc)
         self._header(out)
         return 0, out.SerializeToString()
@@ -177,10 +181,12 @@ class ColdPath:
         out = _pb().HashKVResponse(compact_revision=compacted, hash_revision=revision)
         self._header(out)
         pin = engine.pin(revision)
+        began = time.monotonic_ns()
         try:
             out.hash = yield from hashing.hash_kv(engine, revision, compacted)
         finally:
             engine.unpin(pin)
+        meters.observe("hash_rev", time.monotonic_ns() - began)
         return 0, out.SerializeToString()
 
     # ---- the log ----

@@ -6,10 +6,12 @@ dropping waits until no read under way needs what it drops, for WAIT_SECONDS at 
 Source: reference/formats.md 9.4; the order of the two records in bucket meta is etcd's.
 """
 
+import time
 from collections import deque
 from itertools import islice
 
 from etcdfast import log
+from etcdfast._ext import meters
 from etcdfast.apply import buckets
 
 STEP_DROPS = 256
@@ -85,6 +87,18 @@ class Compactor:
 
     def step(self, now_ns):
         """One slice; 1 when there is more to do at once."""
+        began = time.monotonic_ns()
+        dropped, state = self.dropped, self._state
+        more = self._step(now_ns)
+        if more:
+            took = time.monotonic_ns() - began
+            meters.observe("compaction_pause", took)
+            if state == DROP:
+                meters.observe("index_pause", took)
+            meters.count("compaction_keys", self.dropped - dropped)
+        return more
+
+    def _step(self, now_ns):
         if self._state == IDLE:
             if not self._asked:
                 self.active = False
@@ -135,6 +149,8 @@ class Compactor:
 
     def _finish(self):
         self._loop.store_meta(buckets.FINISHED_COMPACT, revision_key(self._revision))
+        meters.observe("compaction_total", max(0, time.monotonic_ns() - self._since_ns))
+        meters.put("compaction_last", int(time.time()))
         log.info("finished compaction", revision=self._revision)
         if self._waiter is not None:
             self._finished.append(self._waiter)

@@ -18,7 +18,7 @@ import threading
 import time
 
 from etcdfast import log
-from etcdfast._ext import wire
+from etcdfast._ext import meters, wire
 from etcdfast.api import errors, rpcs
 from etcdfast.apply import checkpoint
 from etcdfast.apply.services import BULK_UNSENT_MAX, Pause, Wait
@@ -156,6 +156,7 @@ class Exports:
             if not export.of_consensus:
                 export.file = os.open(export.path, os.O_RDONLY | os.O_CLOEXEC)
                 os.unlink(export.path)
+            meters.observe("backend_snapshot", int((time.monotonic() - started) * 1e9))
             log.info(
                 "made a snapshot file",
                 applied_index=export.result["index"],

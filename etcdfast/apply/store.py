@@ -31,6 +31,7 @@ from rocksdict import (
 )
 
 from etcdfast import log
+from etcdfast._ext import meters
 from etcdfast._ext.mvcc import StoreCorrupt, parse_applied
 from etcdfast.apply import buckets
 
@@ -214,13 +215,17 @@ class Store:
         if self.compacting:
             return
         self.compacting = True
+        meters.put("defrag_inflight", 1)
+        began = time.monotonic_ns()
 
         def work():
             try:
                 self.db.compact_range(None, None)
+                meters.observe("backend_defrag", time.monotonic_ns() - began)
             except Exception as err:  # space comes back later; a broken disk shows itself on the next flush
                 log.warn("compaction of the store ended early", error=_one_line(err))
             self.compacting = False
+            meters.put("defrag_inflight", 0)
 
         threading.Thread(target=work, name="compact", daemon=True).start()
 

@@ -6,6 +6,7 @@ apply answers it when it gets there, and refusals go back by way of apply too. S
 
 import time
 
+from etcdfast._ext import meters
 from etcdfast.api import errors, rpcs
 from etcdfast.cluster import membership as rules
 from etcdfast.config.values import urls as parse_urls
@@ -177,6 +178,16 @@ class Calls:
                 self._answer(record, None)
 
     def _promotion(self, member_id):
+        """The checked change that makes a learner a voter, by this leader. Errors: Refused."""
+        try:
+            change = self._checked_promotion(member_id)
+        except Refused:
+            meters.count("promote_failures")
+            raise
+        meters.count("promote_successes")
+        return change
+
+    def _checked_promotion(self, member_id):
         process, members = self._process, self._process.membership
         change = rules.promote_change(process.loop.next_request_id(), member_id)
         self._check(members.check(change))

@@ -7,6 +7,7 @@ import os
 import time
 
 from etcdfast import log
+from etcdfast._ext import meters
 from etcdfast._ext.peerlink import PeerLink
 from etcdfast._ext.peerset import APP, MESSAGE
 from etcdfast._ext.peerwire import PeerMessage
@@ -39,6 +40,7 @@ class Peering:
         self._waiting = {}  # token -> what to do with apply's answer (status, payload)
         self._token = 0
         self._since = {}  # member id -> monotonic seconds since which it is heard without a break
+        self._bytes_before = {}  # member id -> (sent, received) over links that are gone
         self._broke = {}  # member id -> when a stream with it ended last
         self._timeout = process.config.election_timeout / 1000
         self._handlers = {
@@ -51,9 +53,9 @@ class Peering:
             "hash_kv": self._hash_kv,
             "promote": lambda member, reply: self._process.calls.promote_for_peer(member, reply),
             "removed": self._removed,
-            "unreachable": lambda peer: self._process.raft.report_unreachable(peer),
+            "unreachable": self._unreachable,
             "refused": self._refused,
-            "probe": lambda peer, seconds: None,
+            "probe": self._probed,
             "call": lambda function, arguments: function(*arguments),
             "failed": self._failed,
         }
@@ -91,11 +93,16 @@ class Peering:
             wanted = set()
         have = set(process.peers.members)
         for member in have - wanted:
+            counters = process.peers.link(member).counters()
+            before = self._bytes_before.get(member, (0, 0))
+            self._bytes_before[member] = before[0] + counters["sent_bytes"], before[1] + counters["received_bytes"]
+            meters.peer_put(member, "gone", 1)
             process.peers.remove(member)
             self._since.pop(member, None)
             self._broke.pop(member, None)
         for member in wanted - have:
             process.peers.add(member, self._new_link(member))
+            meters.peer_put(member, "gone", 0)
         process.show("peers", len(wanted))
         if self._thread is not None:
             self._thread.set_view(self._view())
@@ -116,6 +123,9 @@ class Peering:
     def _view(self):
         process = self._process
         membership = process.membership
+        if membership.cluster_version:
+            major, minor = membership.cluster_version.split(".")[:2]
+            meters.put("cluster_version", int(major) << 32 | int(minor))
         return View(
             member_id=self._own,
             cluster_id=process.opened.cluster_id,
@@ -147,7 +157,10 @@ class Peering:
             if not outgoing:
                 self._thread.stream_lost(member, kind)
             self._broke[member] = time.monotonic()
-            self._since.pop(member, None)
+            if self._since.pop(member, None):
+                meters.peer_count(member, "disconnected")
+            if not outgoing:
+                meters.peer_count(member, "received_failures")
 
     def tick(self):
         """Streams that ended are dialled again; who is heard is noted."""
@@ -159,10 +172,28 @@ class Peering:
             # Links say something every 1.7 s even when raft has nothing to say.
             if heard > self._broke.get(member, 0.0) and now - heard < max(self._timeout, 2.5):
                 self._since.setdefault(member, now)
-            else:
-                self._since.pop(member, None)
+            elif self._since.pop(member, None):
+                meters.peer_count(member, "disconnected")
+            self._show_figures(member)
         process.show("peers_active", len(self._since))
         self._show_connection()
+
+    def _show_figures(self, member):
+        counters = self._process.peers.link(member).counters()
+        sent, received = self._bytes_before.get(member, (0, 0))
+        meters.peer_put(member, "sent_bytes", sent + counters["sent_bytes"])
+        meters.peer_put(member, "received_bytes", received + counters["received_bytes"])
+        meters.peer_put(member, "active", int(member in self._since))
+
+    def _unreachable(self, member):
+        meters.peer_count(member, "sent_failures")
+        self._process.raft.report_unreachable(member)
+
+    def _probed(self, member, seconds):
+        if seconds is None:
+            meters.peer_count(member, "sent_failures")
+        else:
+            meters.peer_observe(member, "round_trip", int(seconds * 1e9))
 
     def _show_connection(self):
         """Since when the leader, or from the leader a quorum, can be reached."""

@@ -16,6 +16,7 @@ import time
 
 from etcdfast import log
 from etcdfast._ext import consensusloop as turns
+from etcdfast._ext import meters
 from etcdfast._ext.consensusloop import Loop
 from etcdfast._ext.peerset import Peers
 from etcdfast._ext.raftlog import RaftLog
@@ -117,6 +118,7 @@ class Process:
         self._show("opened", 1)
         os.eventfd_write(self._boot.doorbells["apply"], 1)
         applied = self._wait_for_apply()
+        meters.put("snapshot_applying", 0)
         if applied is None:
             opened.disk.close()
             return
@@ -293,6 +295,7 @@ class Process:
         """This member is the only voter."""
         return tuple(self.raft.conf_state.voters) == (self.raft.id,)
 
+    _heartbeat_at = 0.0  # monotonic seconds of the last tick while leading
     _first_commit_seen = False  # of the present term, while leading
     _changed_at = 0  # the last configuration change that was handed over
     _transferring = 0  # to whom leadership goes, as of the last `_set_taking`
@@ -563,7 +566,9 @@ class Process:
         self.peering.tick()
         loop.unblock_forward()
         if loop.reads_wait and time.monotonic() - self._read_asked >= READ_RETRY_SECONDS:
+            meters.count("slow_read_indexes")
             self.ask_for_reads()
+        self._note_heartbeat(raft.leads)
         self._show("proposals_forwarded", self.peers.forwarded)
         self._yielding.note(0 if raft.leads or not raft.leader else self.peers.behind)
         loop.keep_index = loop.handed
@@ -574,6 +579,13 @@ class Process:
             loop.keep_index = min((p.match for p in others if p.recent_active), default=loop.handed)
             wanted = [p.match + 1 for p in others]
         self.opened.disk.keep_from(self.snapshots.keep_from(wanted))
+
+    def _note_heartbeat(self, leads):
+        """Heartbeats that left so late that others may have stood for election meanwhile."""
+        now = time.monotonic()
+        if leads and self._heartbeat_at and now - self._heartbeat_at > 2 * self.config.heartbeat_interval / 1000:
+            meters.count("heartbeat_failures", len(self.peers.members))
+        self._heartbeat_at = now if leads else 0.0
 
     def _watch_disk(self):
         """Warn of syncs that took longer than etcd would accept in silence."""

@@ -10,6 +10,7 @@ import os
 import time
 
 from etcdfast import log
+from etcdfast._ext import meters
 from etcdfast._ext.peerwire import PeerMessage, marshal_message
 from etcdfast._ext.ring import KINDS
 from etcdfast.consensus.raft import ProposalDropped
@@ -88,14 +89,19 @@ class Transfers:
             message = marshal_message(MSG_SNAP, member, process.raft.id, process.raft.term, snapshot=snapshot)
             log.info("sending a snapshot", peer_id=f"{member:x}", snapshot_index=index, bytes=found.get("bytes", 0))
             process.raft.snapshot_sent(member, index)
+            meters.peer_put(member, "snapshot_sending", 1)
+            began = time.monotonic_ns()
             process.peering.send_snapshot(
-                member, message, path, lambda ok, member=member: self._sent(path, member, index, ok)
+                member, message, path, lambda ok, member=member, began=began: self._sent(path, member, index, ok, began)
             )
         if not members:
             self._done(path)
 
-    def _sent(self, path, member, index, ok):
+    def _sent(self, path, member, index, ok, began):
+        meters.peer_put(member, "snapshot_sending", 0)
+        meters.peer_count(member, "snapshot_sent" if ok else "snapshot_send_failures")
         if ok:
+            meters.peer_observe(member, "snapshot_send", time.monotonic_ns() - began)
             log.info("a snapshot has arrived", peer_id=f"{member:x}", snapshot_index=index)
         self._process.raft.report_snapshot(member, ok)
         self._sending[path].discard(member)
@@ -142,6 +148,7 @@ class Transfers:
         """The core has taken the snapshot: make it this member's state. Raises Restart."""
         index, data, _, reply = self._incoming
         process = self._process
+        meters.put("snapshot_applying", 1)  # until the processes that start anew have loaded it
         log.info("taking a snapshot in place of the own state", snapshot_index=index, snapshot_term=meta.term)
         install_snapshot(process.config, process.opened, meta, data, tuple(hard_state))
         # The leader must hear of it: otherwise it takes the snapshot for lost, and makes another. `stop` sees to that.

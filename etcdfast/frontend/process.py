@@ -17,6 +17,7 @@ from etcdfast.config import clienttls
 from etcdfast.config.checks import is_tls
 from etcdfast.frontend.http import gateway
 from etcdfast.frontend.http.health import Health
+from etcdfast.frontend.http.observed import Observed
 from etcdfast.frontend.http.routes import ROLES
 from etcdfast.frontend.http.server import HttpServer
 from etcdfast.ipc import boot as boot_module
@@ -69,9 +70,10 @@ def serve(boot):
         life=boot.life_fd,
         tls=tls,
         tls_listeners=[i for i, (url, _, _) in enumerate(listen) if is_tls(url)],
+        share_figures=boot.meters_fd >= 0,
         **settings(boot.config),
     )
-    http = http_server(loop, boot.config, roles, knock, consensus_page, apply_page)
+    http = http_server(loop, boot.config, roles, knock, consensus_page, apply_page, boot.observe_fd)
     for _, fd, _ in listen:
         os.set_blocking(fd, False)
     boot.on_reload(lambda config: loop.set_quota(config.quota_bytes))
@@ -125,7 +127,7 @@ def settings(config):
     }
 
 
-def http_server(loop, config, roles, knock, consensus_page, apply_page):
+def http_server(loop, config, roles, knock, consensus_page, apply_page, observe_fd=-1):
     """The server of what is not gRPC, with all its routes."""
     server = HttpServer(
         loop,
@@ -136,6 +138,8 @@ def http_server(loop, config, roles, knock, consensus_page, apply_page):
         message_bytes_max=config.message_bytes_max,
     )
     Health(consensus_page, apply_page).add_to(server.routes)
+    if observe_fd >= 0:
+        Observed(observe_fd).add_to(server.routes)
     server.access.is_secure = lambda request: server.face.secure(request.handle)
     if config.enable_grpc_gateway:
         gateway.add_to(server.routes)

@@ -29,6 +29,7 @@ EXIT_REMOVED = 76  # of consensus: this member is no longer part of the cluster
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 _FIELDS = "role index frontends config doorbell doorbells rings status ready_fd life_fd listen reload_fd tokens"
+_FIELDS += " meters_fd observe_fd profile_fd"
 
 
 class Boot(namedtuple("Boot", _FIELDS)):
@@ -42,6 +43,8 @@ class Boot(namedtuple("Boot", _FIELDS)):
     paths, "peer". A URL of https or unixs means TLS.
     reload_fd: the page of `ipc/reload.py`, -1 for none. tokens: memfd of the auth tokens (_ext/tokenpage), which apply
     writes and frontends read.
+    meters_fd: the block of figures of this process; observe_fd: where a frontend asks for what the supervisor shows
+    (metrics/channel.py); profile_fd: the page for samples of this process. Each -1 for none.
     """
 
     __slots__ = ()
@@ -94,6 +97,9 @@ def from_json(data):
         listen=tuple((url, fd, role) for url, fd, role in fds.get("listen", ())),
         reload_fd=fds.get("reload", -1),
         tokens=fds.get("tokens", -1),
+        meters_fd=fds.get("meters", -1),
+        observe_fd=fds.get("observe", -1),
+        profile_fd=fds.get("profile", -1),
     )
 
 
@@ -115,7 +121,7 @@ def receive(arguments):
     SIGHUP until `tell_ready`.
     Ends the process when the supervisor is already gone.
     """
-    from etcdfast._ext import proc
+    from etcdfast._ext import meters, proc
 
     if len(arguments) != 2 or arguments[0] != "--boot-fd" or not arguments[1].isdecimal():
         sys.exit("this is a part of etcdfast and is started by it; run `etcdfast` instead")
@@ -132,4 +138,10 @@ def receive(arguments):
     log.configure(config.log_level, config.log_outputs, config.log_format, config.log_rotation)
     if config.memory_mlock:
         _lock_memory(boot)
+    if boot.meters_fd >= 0:
+        meters.attach(boot.meters_fd)
+    if boot.profile_fd >= 0:
+        from etcdfast._ext import profiler
+
+        profiler.install(boot.profile_fd)
     return boot

@@ -11,6 +11,7 @@ def _start(config, read_again):
     """Bring the member up and watch it until it ends; the signal that stopped it, None when it was removed."""
     from etcdfast._ext import proc
     from etcdfast.config.checks import NO_FILES, check_bootstrap
+    from etcdfast.metrics.service import raise_descriptor_limit
     from etcdfast.supervisor import oldlogs
     from etcdfast.supervisor.clienttls import check_client_tls
     from etcdfast.supervisor.datadir import is_new_member, open_data_dir
@@ -31,6 +32,7 @@ def _start(config, read_again):
         advertise_client_urls=config.advertise_client_urls,
         frontends=config.frontend_count,
     )
+    raise_descriptor_limit()
     lock_fd = open_data_dir(config)
     try:
         if is_new_member(config):

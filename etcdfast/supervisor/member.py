@@ -10,11 +10,13 @@ from collections import deque
 from etcdfast import log
 from etcdfast.ipc import reload
 from etcdfast.ipc.boot import EXIT_INTERNAL, EXIT_REMOVED, EXIT_RESTART
+from etcdfast.metrics.service import Service
+from etcdfast.metrics.sources import SUPERVISOR
 from etcdfast.supervisor import children
 from etcdfast.supervisor.errors import StartError
 from etcdfast.supervisor.listeners import close_listeners
 from etcdfast.supervisor.notify import Watchdog, notify
-from etcdfast.supervisor.plumbing import Plumbing
+from etcdfast.supervisor.plumbing import Plumbing, children_of
 from etcdfast.supervisor.reloading import read_reloadable
 
 # How long each kind of process may take to stop. A frontend gives its calls 5 s; consensus and apply have
@@ -43,6 +45,7 @@ class Member:
         self._peer_listeners = peer_listeners
         self._listeners = listeners
         self._lock_fd = lock_fd
+        self._observed = Service([child.process for child in children_of(len(listeners))], config)
         self._running = {}
         self._waiting_ready = {}
         self._failure = None  # StartError: why the member ends, once it has to
@@ -61,6 +64,7 @@ class Member:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # the wake-up pipe has it already
         self._poll.register(self._signals_read, select.POLLIN)
+        self._observed.start()
 
     def _start_children(self):
         self._started_at = time.monotonic()
@@ -72,10 +76,13 @@ class Member:
         except StartError:
             self._kill_all()
             raise
+        self._observed.sources.follow(self._plumbing.status_fds, self._plumbing.ring_fds)
+        self._observed.sources.set_pids({running.process: running.pid for running in self._running.values()})
         self._plumbing.close_shared()
 
     def _start_child(self, child, environ):
-        fds = {**self._plumbing.fds_of(child.process), "lock": self._lock_fd, "reload": self._reload_fd}
+        fds = {**self._plumbing.fds_of(child.process), **self._observed.fds_of(child.process)}
+        fds |= {"lock": self._lock_fd, "reload": self._reload_fd}
         listeners = {"frontend": self._listeners, "consensus": [self._peer_listeners]}.get(child.role)
         if listeners:
             fds["listen"] = [(url, listener.fileno(), role) for url, listener, role in listeners[child.index]]
@@ -125,6 +132,7 @@ class Member:
             )
             return
         self._restarts.append(now)
+        self._observed.sources.meters[SUPERVISOR].count("restarts")
         self._wanted = None
         # What the others hold is of the state before, and nothing acknowledged is in them alone.
         self._kill_all()

@@ -10,6 +10,7 @@ import struct
 import time
 
 from etcdfast import log
+from etcdfast._ext import meters
 from etcdfast._ext.peerwire import PeerMessage, PeerMessageError
 from etcdfast.consensus.peers import sockets
 from etcdfast.consensus.peers.http1 import HttpError, read_response_head, request_head
@@ -91,6 +92,7 @@ class Receiver:
         self._count += 1
         temporary = os.path.join(self._snap_dir, _TEMPORARY.format(self._count))
         started = time.monotonic()
+        meters.peer_put(message.frm, "snapshot_receiving", 1)
         log.info("receiving a snapshot", remote_member=f"{message.frm:x}", snapshot_index=index)
         try:
             with open(temporary, "xb", buffering=0) as file:
@@ -103,10 +105,17 @@ class Receiver:
                 await asyncio.to_thread(_sync_directory, self._snap_dir)
         except BaseException as err:
             _unlink_quietly(temporary)
+            meters.peer_count(message.frm, "snapshot_receive_failures")
             log.warn("failed to receive a snapshot", snapshot_index=index, error=f"{type(err).__name__}: {err}")
             if isinstance(err, OSError) and not isinstance(err, TimeoutError):
                 raise HttpError(f"failed to save KV snapshot ({err.strerror or err})", 500) from None
             raise
+        finally:
+            meters.peer_put(message.frm, "snapshot_receiving", 0)
+        took_ns = int((time.monotonic() - started) * 1e9)
+        meters.peer_count(message.frm, "snapshot_received")
+        meters.peer_observe(message.frm, "snapshot_receive", took_ns)
+        meters.observe("snap_db_save", took_ns)
         log.info(
             "received a snapshot",
             remote_member=f"{message.frm:x}",
@@ -128,7 +137,9 @@ class Receiver:
                 await asyncio.to_thread(os.fdatasync, file.fileno())
                 unsynced = 0
             piece = await self._piece(request)
+        began = time.monotonic_ns()
         await asyncio.to_thread(os.fsync, file.fileno())
+        meters.observe("snap_db_fsync", time.monotonic_ns() - began)
         return size
 
 

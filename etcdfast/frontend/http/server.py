@@ -154,8 +154,12 @@ class HttpServer:
             except Exception as err:
                 log.error("an HTTP request failed within", path=request.path, error=f"{type(err).__name__}: {err}")
                 answer = (500, b"internal error\n")
-            self._finished.append((request, answer))
-            os.eventfd_write(self._knock, 1)
+            self.answer_from_thread(request, answer)
+
+    def answer_from_thread(self, request, answer):
+        """`answer` are the arguments of request.respond; called by any thread."""
+        self._finished.append((request, answer))
+        os.eventfd_write(self._knock, 1)
 
     # ---- time
 
