@@ -2,8 +2,7 @@
 
 import os
 
-from etcdfast.config.checks import ConfigError, is_tls
-from etcdfast.config.values import quote
+from etcdfast.config.checks import is_tls
 
 
 def listens(config):
@@ -24,17 +23,6 @@ def is_self_signed(config):
 def self_signed_directory(config):
     """Where --peer-auto-tls keeps its certificate."""
     return os.path.join(os.path.abspath(config.data_dir), "fixtures", "peer")
-
-
-def check_names(config):
-    """Raises ConfigError."""
-    if config.peer_cert_allowed_cn and config.peer_cert_allowed_hostname:
-        cns, hostnames = (
-            " ".join(map(quote, names)) for names in (config.peer_cert_allowed_cn, config.peer_cert_allowed_hostname)
-        )
-        raise ConfigError(
-            f"AllowedCNs and AllowedHostnames are mutually exclusive (cns=[{cns}], hostnames=[{hostnames}])"
-        )
 
 
 def useless_auth(config):

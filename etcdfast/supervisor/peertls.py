@@ -8,15 +8,13 @@ from etcdfast.supervisor.errors import StartError
 
 
 def check_peer_tls(config):
-    """Errors: ConfigError, StartError. To be called when the data directory is this member's: --peer-auto-tls writes
-    there."""
+    """Errors: StartError. To be called when the data directory is this member's: --peer-auto-tls writes there."""
     for url in peertls.useless_auth(config):
         text = "scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for this URL"
         log.warn(text, peer_url=url)
     if config.peer_auto_tls:
         _self_signed(config)
     if peertls.is_given(config) or peertls.listens(config):
-        peertls.check_names(config)
         _check_files(config)
 
 

@@ -67,7 +67,8 @@ def test_puts_and_reads(etcd):
     assert etcd.revision() == before + 300
     # Answers of many records, and a request that fills many, on one connection.
     done = bench(
-        "--endpoints", f"https://{etcd.endpoint}", *etcd.security.client_flags(), "range", "--prefix", "", "--total", "30",
+        "--endpoints", f"https://{etcd.endpoint}", *etcd.security.client_flags(), "range", "--prefix", "",
+        "--total", "30",
     )  # fmt: skip
     assert done.returncode == 0 and "Error distribution" not in done.stdout, done.stdout + done.stderr
     done = bench(

@@ -70,7 +70,7 @@ class ClusterMember(Server):
 
     @property
     def peer_scheme(self) -> str:
-        return "https" if self.cluster.security else "http"
+        return self.cluster.security.scheme_of(self) if self.cluster.security else "http"
 
     def command(self) -> list[str]:
         program = [ETCD] if self.kind == "etcd" else [sys.executable, "-m", "etcdfast"]

@@ -6,7 +6,7 @@ with Cluster("etcdfast", 3, security=PeerSecurity()) as cluster:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class PeerSecurity:
     """`client_auth`: members must show a certificate; `crl`: with a list of revoked ones, empty at first.
 
-    `common_name` is that of every member's certificate, else its own name; `flags` go to every member. The cluster says
-    where the files are.
+    `common_name` is that of every member's certificate, else its own name; `flags` go to every member. `only`: the
+    numbers of the members that listen with TLS; the others only dial with it. `automatic`: certificates that
+    members make themselves. The cluster says where the files are.
     """
 
     def __init__(
@@ -32,7 +33,11 @@ class PeerSecurity:
         crl: bool = False,
         common_name: str | None = None,
         flags: Sequence[str] = (),
+        only: Collection[int] | None = None,
+        automatic: bool = False,
     ) -> None:
+        self.only = only
+        self.automatic = automatic
         self.client_auth = client_auth
         self.with_crl = crl
         self.common_name = common_name
@@ -67,8 +72,13 @@ class PeerSecurity:
         assert made.cert_path.parent == self.directory
         return made
 
+    def scheme_of(self, member: ClusterMember) -> str:
+        return "https" if self.only is None or member.number in self.only else "http"
+
     def flags_of(self, member: ClusterMember) -> list[str]:
         assert self.authority is not None
+        if self.automatic:
+            return ["--peer-auto-tls", *self.flags]
         if member.number not in self.certs:
             self.issue(member)
         cert = self.certs[member.number]
