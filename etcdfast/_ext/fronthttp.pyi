@@ -53,6 +53,8 @@ class HttpFace:
         """A further message of a bidi call."""
     def cancel(self, handle: int, stream: int) -> None:
         """Nobody waits for the call any more."""
+    def hold(self, handle: int, more: int) -> None:
+        """Python keeps so many bytes more for the connection, fewer when negative: they count in the budget."""
     def fileno(self, handle: int) -> int:
         """Descriptor of the connection, -1 when it is gone. To look at, not to keep."""
     def listener(self, handle: int) -> int:

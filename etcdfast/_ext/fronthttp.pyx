@@ -209,6 +209,11 @@ cdef class HttpFace:
             conn.read_off = not on
             conn_read_on(self.loop, conn)
 
+    def hold(self, uint64_t handle, int64_t more):
+        cdef conn_t *conn = self.find(handle)
+        if conn != NULL:
+            hold(conn.h2, more)
+
     def fileno(self, uint64_t handle):
         cdef conn_t *conn = self.find(handle)
         return -1 if conn == NULL else conn.fd

@@ -9,6 +9,7 @@ import pytest
 
 from tests.frontend.member import Frontend
 from tests.gateway.web import b64, exchange_raw
+from tests.harness.wait import wait_until
 
 IMPATIENT = """
 from etcdfast.frontend.http import http1
@@ -91,3 +92,43 @@ def test_many_connections(web):
     for connection in held:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.close()
+
+
+SMALL_BUDGET = """
+from etcdfast.frontend import process
+usual = process.settings
+process.settings = lambda config: usual(config) | {"buffer_bytes_max": 16 << 20}
+"""
+
+
+def test_unfinished_bodies_count_in_the_budget():
+    """The heaviest connections go, the others are served."""
+    with Frontend(prelude=SMALL_BUDGET) as frontend:
+        where = Where(frontend.port)
+        head = b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n"
+        held = [where.raw() for _ in range(12)]
+        for connection in held:
+            try:
+                connection.sendall(head + bytes(2_900_000))
+            except OSError:
+                pass
+            connection.setblocking(False)
+
+        def closed():
+            return sum(map(is_closed, held))
+
+        wait_until(lambda: closed() >= 6, "the heaviest connections are closed")
+        answer = exchange_raw(where, b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert closed() < 12
+        for connection in held:
+            connection.close()
+
+
+def is_closed(connection):
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -160,6 +160,8 @@ def _begin(request, endpoint, frame, ends, on_answer):
     token = token.removeprefix("Bearer ")  # etcd takes none with it; browsers' websockets cannot do without
     leader = headers.get("grpc-metadata-hasleader") == "true"
     rpc = endpoint.rpc
+    request.body = b""  # it is in the call's message now
+    request.release()
     if not request.call(rpc.id, frame, ends, on_answer, timeout_ns, leader, token.encode("latin-1", "replace")):
         _fail(request, errors.UNIMPLEMENTED, f"unknown method {rpc.method} for service {rpc.service}")
         return False
@@ -193,6 +195,7 @@ def _unary(request, endpoint):
             if parts is None:
                 parts = bytearray()
             parts += frames
+            request.hold(len(frames))
             if len(parts) > ANSWER_BYTES_MAX:
                 request.cancel_call()
                 size = int.from_bytes(parts[1:PREFIX_BYTES], "big")
@@ -350,6 +353,7 @@ def _bidi(request, endpoint):
         if ended:
             return
         try:
+            request.hold(len(data))
             for found in messages.feed(data):
                 if not send(found) or ended:
                     return
@@ -361,5 +365,6 @@ def _bidi(request, endpoint):
             return
         if is_last and not ended and send(messages.rest()) and not ended:
             finish()
+        request.hold(len(messages.rest()) - request.held)
 
     request.on_body = on_body

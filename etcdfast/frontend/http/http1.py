@@ -15,6 +15,7 @@ HEADER_BYTES_MAX = 65536
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 60.0
 IDLE_SECONDS = 300.0
+REQUEST_COST_BYTES = 2048  # of a request's objects
 UPGRADE_HEADERS = frozenset({"upgrade", "connection", "http2-settings"})
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
@@ -134,6 +135,7 @@ class Http1Connection:
     def on_headers_complete(self):
         request = self.parsing
         self.in_headers = False
+        request.hold(REQUEST_COST_BYTES + self.header_bytes)
         self.header_bytes = 0
         self.since = self.server.now
         request.role = self.role
@@ -165,6 +167,7 @@ class Http1Connection:
             request.too_large = True
             raise ValueError("body too large")
         elif not request.answered:
+            request.hold(len(data))
             request.parts.append(data)
 
     def on_message_complete(self):
@@ -201,6 +204,7 @@ class Http1Connection:
 
     def done(self, request):
         """The answer of the active request is out."""
+        request.release()
         if not request.body_ended or not request.keep_alive or self.server.draining:
             # What is left of its body would have to be read to find the next request.
             self.closing = True

@@ -1,6 +1,6 @@
 """HTTP/2 requests that are not gRPC, as the same request object: frames are C's."""
 
-from etcdfast.frontend.http.http1 import BODY_SECONDS
+from etcdfast.frontend.http.http1 import BODY_SECONDS, REQUEST_COST_BYTES
 from etcdfast.frontend.http.request import Request
 
 # Headers of a connection have no place in HTTP/2.
@@ -32,6 +32,7 @@ class Http2Exchange:
                 found["host"] = value
             elif name[0] != ":":
                 found[name] = f"{found[name]}, {value}" if name in found else value
+        request.hold(REQUEST_COST_BYTES + sum(len(name) + len(value) for name, value in headers))
         request.path, _, request.query = target.partition("?")
         server.admit(request)
         if request.route is not None and request.route.streams:
@@ -52,6 +53,7 @@ class Http2Exchange:
         if request.body_bytes > self.server.body_bytes_max:
             request.error(413, "request body is too large")
             return
+        request.hold(len(data))
         request.parts.append(data)
         if ended:
             request.body = b"".join(request.parts)
@@ -61,6 +63,7 @@ class Http2Exchange:
     def gone(self):
         request = self.request
         request.gone = True
+        request.release()
         self.server.face.cancel(self.handle, self.stream + 1)
         if request.on_gone is not None:
             request.on_gone()

@@ -72,6 +72,7 @@ class Request:
         "cors",
         "too_large",
         "target",
+        "held",
     )
 
     def __init__(self, server, exchange, handle, call_id):
@@ -95,6 +96,7 @@ class Request:
         self.answered = self.chunked = self.gone = self.too_large = False
         self.cors = ""
         self.target = ""  # as sent
+        self.held = 0  # bytes that count in the budget of its connection
 
     @property
     def peer(self):
@@ -110,6 +112,16 @@ class Request:
     def query_values(self):
         """{name: [values]} with values that may be empty, as Go's url.Query()."""
         return parse_qs(self.query, keep_blank_values=True)
+
+    def hold(self, more):
+        """Count bytes kept for the request in the budget of all connections; the heaviest goes when it is spent."""
+        self.held += more
+        self.server.face.hold(self.handle, more)
+
+    def release(self):
+        if self.held:
+            self.server.face.hold(self.handle, -self.held)
+            self.held = 0
 
     # ---- answers
 

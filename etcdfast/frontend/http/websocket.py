@@ -74,10 +74,12 @@ class _Socket:
         if isinstance(event, (TextMessage, BytesMessage)):
             piece = event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
             self.message += piece
+            self.inner.hold(len(piece))
             if len(self.message) > MESSAGE_BYTES_MAX:
                 self._close(1009)
             elif event.message_finished:
                 message, self.message = self.message, b""
+                self.inner.release()
                 self._request(message)
         elif isinstance(event, Ping):
             self.connection.say_raw(self.frames.send(event.response()))
