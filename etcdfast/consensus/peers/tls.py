@@ -10,6 +10,7 @@ handshake (peers/addresses.py). Files are looked at anew for each connection.
 import asyncio
 import os
 import socket
+import time
 
 from etcdfast import log
 from etcdfast._ext.tlscontext import TlsContext, TlsOptions, TlsSocket, TlsWantRead, TlsWantWrite
@@ -18,6 +19,7 @@ from etcdfast.consensus.peers.addresses import WrongAddress, check_address
 from etcdfast.consensus.peers.sockets import Taken, Wire
 
 HANDSHAKE_SECONDS = 10.0
+REFUSALS_SHOWN = 20  # a second; further ones are counted in the next line
 FILE_PIECE_BYTES = 262144
 
 
@@ -31,6 +33,8 @@ class PeerTls:
     def __init__(self, config):
         self._config = config
         self._check_address = not config.peer_skip_client_san_verification
+        self._refused = self._shown = 0  # since the last line; lines in this window
+        self._window = 0.0
         self._accepting = _context(peertls.accepting(config)) if peertls.listens(config) else None
         # Without settings of its own the dialling side reads the system's authorities, for a URL that may never come.
         own = peertls.is_given(config) or peertls.is_self_signed(config)
@@ -56,14 +60,26 @@ class PeerTls:
                     await check_address(host, names["ips"], names["dns"])
             return secure
         except (OSError, WrongAddress) as err:
-            shown = {"ip_addresses": names["ips"], "dns_names": names["dns"]} if names else {}
-            reason = "TLS handshake: timed out" if isinstance(err, TimeoutError) else str(err)
-            log.warn("rejected connection on peer endpoint", remote_addr=address, **shown, error=reason)
             connected.close()
+            self._tell_refused(address, names, "TLS handshake: timed out" if isinstance(err, TimeoutError) else str(err))
             raise TlsRefused from None
         except BaseException:
             connected.close()
             raise
+
+    def _tell_refused(self, address, names, reason):
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._window >= 1.0:
+            self._window, self._shown = now, 0
+        if self._shown >= REFUSALS_SHOWN:
+            return
+        self._shown += 1
+        more = {"ip_addresses": names["ips"], "dns_names": names["dns"]} if names else {}
+        if self._refused > 1:
+            more["rejected"] = self._refused
+        self._refused = 0
+        log.warn("rejected connection on peer endpoint", remote_addr=address, **more, error=reason)
 
     async def dial(self, wire, host):
         """The wire over TLS to `host`. Errors: OSError."""
