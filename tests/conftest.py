@@ -4,7 +4,12 @@ import os
 import signal
 import sys
 
+import hypothesis
 import pytest
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("etcdfast", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("etcdfast")
 
 # Most tests wait: for servers to start, for disks, for time limits.
 WORKERS_PER_CORE = 2

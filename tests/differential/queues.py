@@ -90,8 +90,8 @@ class QueuePair:
         self.waiting.remove(one)
         for call in one.calls:
             call.cancel()
-        for side in self.sides:
-            wait_until(lambda side=side: not _created(side, one), f"{one} to leave the queue")
+        for side, name in zip(self.sides, ("reference", "target")):
+            wait_until(lambda side=side: not _created(side, one), f"{one} to leave the queue of the {name}")
         self.settle()
 
     def observe(self, name: bytes) -> None:
