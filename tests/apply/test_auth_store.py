@@ -4,6 +4,7 @@ import base64
 
 import pytest
 
+from etcdfast._ext.authtable import AuthTable
 from etcdfast._ext.wire import WireError
 from etcdfast.api import errors
 from etcdfast.api.pb import auth_pb2, raft_internal_pb2, rpc_pb2
@@ -177,3 +178,16 @@ def test_an_entry_with_two_requests_is_none():
     both = raft_internal_pb2.InternalRaftRequest(auth_enable={}, auth_disable={}).SerializeToString()
     with pytest.raises(WireError):
         messages.internal(both)
+
+
+def test_a_kind_of_permission_that_nobody_knows_is_kept_and_grants_nothing(rig):
+    """The hot path's table takes no such thing, and the entry comes again at each start."""
+    with_root(rig)
+    rig.store._table = table = AuthTable()
+    rig.apply("root", auth_role_add={"name": "r"})
+    rig.apply("root", auth_user_add={"name": "u", "hashedPassword": hashed()})
+    rig.apply("root", auth_user_grant_role={"user": "u", "role": "r"})
+    perm = {"key": b"k", "permType": 7}
+    status, _ = rig.apply("root", auth_role_grant_permission={"name": "r", "perm": perm})
+    assert not status and table.ranges(b"u") == ([], [])
+    assert rig.store.roles[b"r"].permissions[0].type == 7

@@ -18,7 +18,7 @@ from etcdfast._ext.wire import WireError
 from etcdfast.api import errors, rpcs
 from etcdfast.apply import buckets
 from etcdfast.apply.auth import messages
-from etcdfast.apply.auth.messages import ALL_KEYS, READWRITE, Permission, Role, User
+from etcdfast.apply.auth.messages import ALL_KEYS, READ, READWRITE, WRITE, Permission, Role, User
 
 ROOT = b"root"  # the user that must exist, and the role that may everything
 NO_PASSWORD_GIVEN = "auth: authentication failed, password was given for no password user"
@@ -328,8 +328,13 @@ class AuthStore:
 
     def _show_user(self, name):
         user = self.users[name]
+        # Of a kind that this release does not know: etcd stores it and it grants nothing.
         permissions = [
-            tuple(perm) for role in user.roles if role in self.roles for perm in self.roles[role].permissions
+            tuple(perm)
+            for role in user.roles
+            if role in self.roles
+            for perm in self.roles[role].permissions
+            if perm.type in (READ, WRITE, READWRITE)
         ]
         self._table.set_user(name, has_role(user, ROOT), permissions)
 
