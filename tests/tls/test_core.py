@@ -136,6 +136,15 @@ def test_no_certificate_is_asked_for_without_a_ca(server, ca):
     assert left.peer_names() is None and left.peer_certificates() == []
 
 
+def test_a_ca_alone_asks_for_certificates_and_so_does_the_setting_alone(ca, server, alice):
+    """As in etcd; without a CA it is the system's authorities who count."""
+    shown, none = options("client", alice, ca_file=ca.ca_path), options("client", ca_file=ca.ca_path)
+    assert outcome(options("server", server, ca_file=ca.ca_path), shown) == (None, None)
+    assert "didn't provide" in outcome(options("server", server, ca_file=ca.ca_path), none)[0]
+    assert "didn't provide" in outcome(options("server", server, client_cert_auth=True), none)[0]
+    assert "issuer certificate" in outcome(options("server", server, client_cert_auth=True), shown)[0]
+
+
 @pytest.mark.parametrize(
     ("offered", "agreed"), [((b"h2",), b"h2"), ((b"http/1.1",), b"http/1.1"), ((b"http/1.1", b"h2"), b"h2"), ((), b"")]
 )
