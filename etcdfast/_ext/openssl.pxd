@@ -97,7 +97,6 @@ cdef extern from "<openssl/ssl.h>" nogil:
     X509 *SSL_get0_peer_certificate(const SSL *ssl)
     X509_STACK *SSL_get_peer_cert_chain(const SSL *ssl)
     long SSL_get_verify_result(const SSL *ssl)
-    X509_VERIFY_PARAM *SSL_get0_param(SSL *ssl)
     long SSL_set_tlsext_host_name(SSL *ssl, const char *name)
     int SSL_set_app_data(SSL *ssl, void *data)
     void *SSL_get_app_data(const SSL *ssl)
@@ -190,11 +189,7 @@ cdef extern from "<openssl/x509v3.h>" nogil:
     void GENERAL_NAMES_free(GENERAL_NAMES *names)
     int sk_X509_num(const X509_STACK *stack)
     X509 *sk_X509_value(const X509_STACK *stack, int index)
-    int X509_check_host(X509 *cert, const char *name, size_t size, unsigned int flags, char **matched)
     int X509_check_ip_asc(X509 *cert, const char *address, unsigned int flags)
-    int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM *param, const char *name, size_t size)
-    int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *param, const char *address)
-    void X509_VERIFY_PARAM_set_hostflags(X509_VERIFY_PARAM *param, unsigned int flags)
     int X509_VERIFY_PARAM_set_flags(X509_VERIFY_PARAM *param, unsigned long flags)
     int X509_STORE_CTX_get_error_depth(const X509_STORE_CTX *store)
     void X509_STORE_CTX_set_error(X509_STORE_CTX *store, int error)
@@ -205,9 +200,8 @@ cdef extern from "<openssl/x509v3.h>" nogil:
         X509_V_OK
         X509_V_ERR_CERT_REVOKED
         X509_V_ERR_CERT_REJECTED
+        X509_V_ERR_HOSTNAME_MISMATCH
         X509_V_FLAG_PARTIAL_CHAIN
-        X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
-        X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
         GEN_DNS
         GEN_IPADD
 

@@ -80,6 +80,7 @@ ctypedef struct tls_conn:
     size_t out_sent
     size_t out_room
     size_t taken                   # of the next tls_send's bytes: encrypted by an earlier one that did not get through
+    char expected[TLS_NAME_BYTES_MAX]  # of a client: the name or address that the server must have, "" any
     char error[200]                # why it failed
 
 

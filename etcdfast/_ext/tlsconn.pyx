@@ -148,9 +148,57 @@ cdef bint is_address(const char *text) noexcept nogil:
     return inet_pton(AF_INET, text, address) == 1 or inet_pton(AF_INET6, text, address) == 1
 
 
+cdef inline char lower(char c) noexcept nogil:
+    return c + 32 if 65 <= c <= 90 else c
+
+
+cdef bint host_fits(const char *pattern, size_t size, const char *host) noexcept nogil:
+    """As in Go: equal but for case, and a whole first label of the pattern may be a star (OpenSSL would ask for two
+    more labels behind it, and `*.local` is what people have)."""
+    cdef size_t i = 0
+    cdef size_t at = 0
+    cdef size_t host_size = strlen(host)
+    if host_size and host[host_size - 1] == c".":
+        host_size -= 1
+    if size > 2 and pattern[0] == c"*" and pattern[1] == c".":
+        while at < host_size and host[at] != c".":
+            at += 1
+        if at == 0:
+            return False
+        i = 1
+    if size == 0 or size - i != host_size - at:
+        return False
+    while i < size:
+        if lower(pattern[i]) != lower(host[at]):
+            return False
+        i += 1
+        at += 1
+    return True
+
+
+cdef bint has_host(X509 *cert, const char *host) noexcept nogil:
+    """Whether `host`, a name or an address, is among the alternative names. A CN is no host name."""
+    cdef GENERAL_NAMES *names
+    cdef ASN1_STRING *value
+    cdef int kind = 0
+    cdef int i
+    cdef bint found = False
+    if is_address(host):
+        return X509_check_ip_asc(cert, host, 0) == 1
+    names = <GENERAL_NAMES *>X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL)
+    if names == NULL:
+        return False
+    for i in range(sk_GENERAL_NAME_num(names)):
+        value = <ASN1_STRING *>GENERAL_NAME_get0_value(sk_GENERAL_NAME_value(names, i), &kind)
+        if kind == GEN_DNS and host_fits(<const char *>ASN1_STRING_get0_data(value),
+                                         <size_t>ASN1_STRING_length(value), host):
+            found = True
+    GENERAL_NAMES_free(names)
+    return found
+
+
 cdef bint name_allowed(tls_rules *rules, X509 *cert) noexcept nogil:
     cdef char name[TLS_NAME_BYTES_MAX]
-    cdef const char *host
     cdef int i
     if rules.allowed_cn_count == 0 and rules.allowed_host_count == 0:
         return True
@@ -159,11 +207,7 @@ cdef bint name_allowed(tls_rules *rules, X509 *cert) noexcept nogil:
             if strcmp(name, rules.allowed_cns[i]) == 0:
                 return True
     for i in range(rules.allowed_host_count):
-        host = rules.allowed_hosts[i]
-        if is_address(host):
-            if X509_check_ip_asc(cert, host, 0) == 1:
-                return True
-        elif X509_check_host(cert, host, strlen(host), X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, NULL) == 1:
+        if has_host(cert, rules.allowed_hosts[i]):
             return True
     return False
 
@@ -183,7 +227,12 @@ cdef int tls_on_certificate(int ok, X509_STORE_CTX *store) noexcept nogil:
             say(conn, b"tls: certificate is revoked")
             X509_STORE_CTX_set_error(store, X509_V_ERR_CERT_REVOKED)
             return 0
-    if X509_STORE_CTX_get_error_depth(store) == 0 and not name_allowed(rules, cert):
+    if X509_STORE_CTX_get_error_depth(store) != 0:
+        return 1
+    if conn.expected[0] and not has_host(cert, conn.expected):
+        X509_STORE_CTX_set_error(store, X509_V_ERR_HOSTNAME_MISMATCH)
+        return 0
+    if not name_allowed(rules, cert):
         say(conn, b"client certificate authentication failed")
         X509_STORE_CTX_set_error(store, X509_V_ERR_CERT_REJECTED)
         return 0
@@ -377,12 +426,10 @@ cdef tls_conn *tls_open(tls_ctx *ctx, int fd, bint is_server, const char *server
 
 
 cdef bint expect(tls_conn *conn, const char *name) noexcept nogil:
-    cdef X509_VERIFY_PARAM *param = SSL_get0_param(conn.ssl)
-    if is_address(name):
-        return X509_VERIFY_PARAM_set1_ip_asc(param, name) == 1
-    X509_VERIFY_PARAM_set_hostflags(
-        param, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT | X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
-    return X509_VERIFY_PARAM_set1_host(param, name, 0) == 1 and SSL_set_tlsext_host_name(conn.ssl, name) == 1
+    if strlen(name) >= sizeof(conn.expected):
+        return False
+    strncpy(conn.expected, name, sizeof(conn.expected) - 1)
+    return is_address(name) or SSL_set_tlsext_host_name(conn.ssl, name) == 1
 
 
 cdef int tls_handshake(tls_conn *conn) noexcept nogil:

@@ -142,7 +142,10 @@ def test_a_ca_alone_asks_for_certificates_and_so_does_the_setting_alone(ca, serv
     assert outcome(options("server", server, ca_file=ca.ca_path), shown) == (None, None)
     assert "didn't provide" in outcome(options("server", server, ca_file=ca.ca_path), none)[0]
     assert "didn't provide" in outcome(options("server", server, client_cert_auth=True), none)[0]
-    assert "issuer certificate" in outcome(options("server", server, client_cert_auth=True), shown)[0]
+    assert (
+        "self-signed certificate in certificate chain"
+        in outcome(options("server", server, client_cert_auth=True), shown)[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,6 +218,31 @@ def test_a_client_knows_whom_it_wants(ca, server, name, taken):
     _, theirs = outcome(options("server", server), options("client", ca_file=ca.ca_path), name)
     assert (theirs is None) == bool(taken)
     assert outcome(options("server", server), options("client", skip_verify=True), name)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "taken"),
+    [
+        (["*.local"], "m1.local", True),
+        (["*.local"], "M1.LOCAL.", True),
+        (["*.Example.com", "x"], "a.example.com", True),
+        (["*.example.com"], "a.b.example.com", False),
+        (["*.example.com"], "example.com", False),
+        (["a*.example.com"], "ab.example.com", False),
+        (["*"], "localhost", False),
+        (["local"], "localhost", False),
+        (["10.0.0.1"], "10.0.0.1", True),
+        ([], "wild", False),  # its CN
+    ],
+)
+def test_host_names_fit_as_in_go(ca, names, wanted, taken):
+    cert = ca.issue("wild", hosts=names)
+    _, theirs = outcome(options("server", cert), options("client", ca_file=ca.ca_path), wanted)
+    assert theirs is None if taken else "hostname mismatch" in theirs.lower() or "ip address" in theirs.lower()
+    ours, _ = outcome(
+        strict(ca, cert, allowed_hostnames=(wanted,)), options("client", cert, ca_file=ca.ca_path, skip_verify=True)
+    )
+    assert (ours is None) == taken
 
 
 def test_the_last_of_several_names_counts(ca, server):
