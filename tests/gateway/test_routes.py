@@ -37,7 +37,26 @@ def test_other_methods(pair, path, method):
     pair.alike(method, f"/v3/{path}")
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/v3alpha/kv/range", "/v3beta/kv/nothing", "/health/x", "/versions"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/nothing",
+        "/v3alpha/kv/range",
+        "/v3beta/kv/nothing",
+        "/health/x",
+        "/versions",
+        "//health",
+        "/v3//kv/range",
+        "/v3/../health",
+        "/./version?a=b",
+        "/v3",
+        "/v3?x=1",
+        "/v3/kv%2frange",
+        "/%68ealth",
+        "/v3/kv/./range/",
+    ],
+)
 def test_other_paths(pair, path):
     pair.alike("GET", path)
     pair.alike("POST", path, "{}")

@@ -15,12 +15,13 @@ EVERYWHERE = frozenset({CLIENT, HTTP, METRICS})
 
 
 class Route:
-    __slots__ = ("handler", "roles", "streams")
+    __slots__ = ("handler", "roles", "streams", "folder")
 
-    def __init__(self, handler, roles, streams):
+    def __init__(self, handler, roles, streams, folder):
         self.handler = handler
         self.roles = roles
         self.streams = streams
+        self.folder = folder
 
 
 class Routes:
@@ -31,12 +32,18 @@ class Routes:
     def add(self, path, handler, roles=CLIENTS, streams=False):
         """`streams`: the handler is called as soon as the headers are there and takes the body piece by piece
         (request.on_body). Otherwise it is called with the whole body, which is bounded."""
-        route = Route(handler, roles, streams)
+        route = Route(handler, roles, streams, path.endswith("/"))
         if path.endswith("/"):
             self._below.append((path, route))
             self._below.sort(key=lambda entry: -len(entry[0]))
         else:
             self._exact[path] = route
+
+    def is_folder(self, path, role):
+        """Whether only the path with a slash behind it is served, which is where Go sends clients then."""
+        return path not in self._exact and any(
+            prefix == path + "/" and route.folder and role in route.roles for prefix, route in self._below
+        )
 
     def find(self, path, role):
         """None when nobody serves the path on a listener of that role."""

@@ -5,6 +5,7 @@ server.routes.add("/metrics", handler, routes.EVERYWHERE)
 server.turn()                      # whenever run() returned RUN_HTTP
 """
 
+import html
 import os
 import queue
 import socket
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import deque
 from email.utils import formatdate
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from etcdfast import log
 from etcdfast._ext import fronthttp
@@ -122,19 +123,27 @@ class HttpServer:
 
     def admit(self, request):
         """The headers are there: rewrite the path, find the route."""
+        if "%" in request.path:
+            request.path = unquote(request.path)
         if request.path.startswith("/v3beta/"):
             request.path = "/v3/" + request.path[8:]
         request.cors = self.access.cors_lines(request)
         request.route = self.routes.find(request.path, request.role)
 
     def dispatch(self, request):
-        if self.access.refused(request):
-            return
-        route = request.route
-        if route is None:
-            request.error(404, "404 page not found")
-            return
-        route.handler(request)
+        try:
+            if self.access.refused(request):
+                return
+            clean = clean_path(request.path)
+            if clean != request.path or self.routes.is_folder(clean, request.role):
+                _redirect(request, clean if clean != request.path else clean + "/")
+            elif request.route is None:
+                request.error(404, "404 page not found")
+            else:
+                request.route.handler(request)
+        except Exception as err:
+            log.error("an HTTP request failed within", path=request.path, error=f"{type(err).__name__}: {err}")
+            request.error(500, "internal error")
 
     def run_later(self, request, work):
         if self._later is None:
@@ -192,3 +201,25 @@ class HttpServer:
             except OSError:
                 return ""
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+
+
+def clean_path(path):
+    """Without empty and dot elements, as Go's ServeMux has it."""
+    if "//" not in path and "/." not in path and path.startswith("/"):
+        return path
+    kept = []
+    for word in path.split("/"):
+        if word == "..":
+            kept = kept[:-1]
+        elif word and word != ".":
+            kept.append(word)
+    return "/" + "/".join(kept) + ("/" if kept and path.endswith("/") else "")
+
+
+def _redirect(request, path):
+    where = quote(path) + (f"?{request.query}" if request.query else "")
+    body, kind = b"", ""
+    if request.method in ("GET", "HEAD"):
+        kind = "text/html; charset=utf-8"
+        body = f'<a href="{html.escape(where)}">Moved Permanently</a>.\n\n'.encode()
+    request.respond(301, body, kind, [("Location", where)])
