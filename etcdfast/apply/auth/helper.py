@@ -39,7 +39,7 @@ class Helper:
     """`module`: run as `python -m module`, its main calls serve(); `options`: a dict for it; `doorbell`: eventfd of
     apply; `workers`: jobs under way at once.
 
-    active: step() has something to do, sooner or later.
+    active: step() has something to do, sooner or later; `on_work()` is called when that begins.
     """
 
     def __init__(self, module, options, doorbell, workers=1, queue_max=QUEUE_MAX):
@@ -53,6 +53,7 @@ class Helper:
         self._queue = deque()  # (owner, kind, request, done)
         self._under_way = {}  # job id -> (owner, done)
         self._last_id = 0
+        self.on_work = None
 
     @property
     def active(self):
@@ -145,6 +146,8 @@ class Helper:
             owner, kind, request, done = self._queue.popleft()
             self._last_id += 1
             self._under_way[self._last_id] = owner, done
+            if self.on_work is not None:
+                self.on_work()
             try:
                 self.start()
                 self._socket.send(_HEAD.pack(self._last_id, kind) + request)

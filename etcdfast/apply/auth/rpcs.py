@@ -37,8 +37,12 @@ class Auth:
         self._engine = engine
         self._doorbell = doorbell
         self.cost = passwords.checked_cost(config.bcrypt_cost)
+        self.active = False  # asked in every turn, so it is no property
         self.passwords = passwords.helper(doorbell)
         self.tokens = _tokens(config, page, doorbell, clock)
+        self.passwords.on_work = self._work
+        if self.tokens.signs:
+            self.tokens.helper.on_work = self._work
         self.store = AuthStore(engine.store, table, self.tokens, self._hash_now)
         if self.store.enabled:
             self.passwords.start()  # ready before the first client comes
@@ -48,16 +52,16 @@ class Auth:
             USER_CHANGE_PASSWORD: self._change_password,
         }
 
-    @property
-    def active(self):
-        return self.passwords.active or self.tokens.signs and self.tokens.helper.active
+    def _work(self):
+        self.active = True
 
     def step(self):
         """Take what the helper processes have done."""
-        if self.passwords.active:
-            self.passwords.step()
-        if self.tokens.signs and self.tokens.helper.active:
-            self.tokens.helper.step()
+        helpers = (self.passwords, self.tokens.helper) if self.tokens.signs else (self.passwords,)
+        for helper in helpers:
+            if helper.active:
+                helper.step()
+        self.active = any(helper.active for helper in helpers)
 
     def check_token(self, token):
         """Whether a token that a frontend does not know is valid (then it is in the page now); None: ask again."""
@@ -78,7 +82,9 @@ class Auth:
             return
         try:
             _, options, _ = authtoken.parse(config.auth_token)
-            self.tokens.reload(signing.helper(options, self._doorbell))
+            helper = signing.helper(options, self._doorbell)
+            helper.on_work = self._work
+            self.tokens.reload(helper)
             log.info("read the keys of JWT tokens again")
         except (HelperError, ValueError) as err:
             log.error("cannot use the new keys of JWT tokens; the old ones stay", error=str(err))
