@@ -130,8 +130,9 @@ class Helper:
             raise HelperError(message[_HEAD.size :].decode() or f"{self._module} cannot be started")
 
     def close(self):
-        """The child ends, and what it was given has no answer."""
+        """The child ends; what it was given, or would have been, is answered with an error."""
         process, self._process = self._process, None
+        lost = [*self._under_way.values(), *((owner, done) for owner, _, _, done in self._queue)]
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -140,6 +141,8 @@ class Helper:
         if process is not None:
             process.kill()
             process.wait(STOP_SECONDS)
+        for owner, done in lost:
+            done(owner, _BROKEN, b"")
 
     def _feed(self):
         while self._queue and len(self._under_way) < self._workers:
