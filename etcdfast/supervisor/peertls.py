@@ -23,7 +23,7 @@ def _self_signed(config):
         log.warn("ignoring peer auto TLS since certs given")
         return
     if config.peer_client_cert_auth or config.peer_trusted_ca_file:
-        log.warn("members cannot verify each other with --peer-auto-tls; its authority and client cert auth are ignored")
+        log.warn("members cannot verify each other with --peer-auto-tls; trusted CA and client cert auth are ignored")
     from etcdfast.supervisor.selfsigned import self_signed
 
     hosts = [split_url(url)[1] for url in config.listen_peer_urls if is_tls(url) and url.startswith("https:")]

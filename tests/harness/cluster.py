@@ -10,6 +10,7 @@ A cluster that is left by an exception keeps its directory and shows the end of 
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
@@ -26,6 +27,7 @@ from .security import PeerSecurity
 from .servers import ETCD, Server, ServerError, target_name
 from .wait import WaitTimeout, wait_until
 
+TLS_VARIABLE = "ETCDFAST_CLUSTER_TLS"  # 1: every cluster's members meet over TLS, with certificates of both
 CALL_SECONDS = 2.0
 CHANGE_SECONDS = 40.0
 LOG_TAIL_BYTES = 3000  # of each member, when a test fails; the whole logs are kept
@@ -171,6 +173,8 @@ class Cluster:
         self.token = f"test-{self.directory.name}"
         self.flags = [*timing, *flags]
         self.environment = dict(environment or {})
+        if security is None and os.environ.get(TLS_VARIABLE):
+            security = PeerSecurity(crl=True)
         self.security = security
         if security is not None:
             security.begin(self.directory / "certs")

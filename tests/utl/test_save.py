@@ -9,7 +9,9 @@ import pytest
 
 from etcdfast.api import rpcs
 from tests.harness import boltread, etcdutl, pb
+from tests.harness.ports import free_port
 from tests.harness.rpc import Client
+from tests.harness.security import ClientSecurity
 from tests.harness.servers import EtcdServer, target_server
 from tests.utl.tools import etcdctl, everything, fill, utl
 
@@ -61,6 +63,27 @@ def test_with_a_user(tmp_path):
         assert not (tmp_path / "snap.db").exists()
         assert utl(*arguments, "--user", "root:secret").code == 0
         assert utl(*arguments, "--user", "root", "--password", "secret").code == 0
+
+
+def test_over_tls(tmp_path):
+    security = ClientSecurity(tmp_path / "certs")
+    port = free_port()
+    etcd = EtcdServer(directory=tmp_path / "etcd", port=port, flags=security.server_flags(port))
+    try:
+        etcd.spawn()
+        flags = security.client_flags()
+        arguments = ("snapshot", "save", "--endpoints", etcd.endpoint, tmp_path / "snap.db")
+        done = utl(*arguments, *flags, "--dial-timeout", "20s")
+        assert done.code == 0, done.err
+        assert utl(*arguments, *flags[2:], "--insecure-skip-tls-verify").code == 0
+        refused = utl(*arguments, *flags[2:], "--dial-timeout", "300ms")  # the system knows no such authority
+        assert refused.code != 0 and "is it http or https?" in refused.err, refused.err
+        half = utl(*arguments, *flags[:4])
+        assert half.code != 0 and "--cert and --key go together" in half.err
+        missing = utl(*arguments, "--cacert", tmp_path / "none.crt")
+        assert missing.code != 0 and "none.crt: No such file or directory" in missing.err
+    finally:
+        etcd.close()
 
 
 class Liar(grpc.GenericRpcHandler):

@@ -61,7 +61,8 @@ class PeerTls:
             return secure
         except (OSError, WrongAddress) as err:
             connected.close()
-            self._tell_refused(address, names, "TLS handshake: timed out" if isinstance(err, TimeoutError) else str(err))
+            reason = "TLS handshake: timed out" if isinstance(err, TimeoutError) else str(err)
+            self._tell_refused(address, names, reason)
             raise TlsRefused from None
         except BaseException:
             connected.close()
