@@ -18,8 +18,8 @@ from etcdfast._ext.http2 cimport (
     h2_close, h2_feed, h2_finished, h2_goaway_frame, h2_open, h2_open_calls, h2_ping, h2_pull, h2_shutdown,
 )
 from etcdfast._ext.meters cimport (
-    M_ACCEPTS_FAILED, M_CONNECTIONS, M_CONNECTIONS_ACCEPTED, M_CONNECTIONS_FULL, M_HELD_BYTES, M_REQUESTS_WAITING,
-    meter_count, meter_set,
+    M_ACCEPTS_FAILED, M_CONNECTIONS, M_CONNECTIONS_ACCEPTED, M_CONNECTIONS_FULL, M_CONNECTIONS_TLS, M_HELD_BYTES,
+    M_REQUESTS_WAITING, meter_count, meter_set,
 )
 from etcdfast._ext.netsys cimport *
 from etcdfast._ext.nghttp2 cimport NGHTTP2_ENHANCE_YOUR_CALM
@@ -227,6 +227,7 @@ cdef void conn_accept(loop_t *loop, uint32_t listener) noexcept nogil:
                 free_conn(loop, conn)
                 return
             conn.state = CONN_HANDSHAKE
+            meter_count(M_CONNECTIONS_TLS, 1)
             shake_enter(loop, conn)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))

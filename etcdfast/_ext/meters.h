@@ -49,7 +49,6 @@
     X(PROMOTE_SUCCESSES, "promote_successes") \
     X(PROMOTE_FAILURES, "promote_failures") \
     X(SNAPSHOT_APPLYING, "snapshot_applying") \
-    X(CLUSTER_VERSION, "cluster_version") \
     /* apply */ \
     X(RANGES, "ranges") \
     X(PUTS, "puts") \

@@ -123,9 +123,6 @@ class Peering:
     def _view(self):
         process = self._process
         membership = process.membership
-        if membership.cluster_version:
-            major, minor = membership.cluster_version.split(".")[:2]
-            meters.put("cluster_version", int(major) << 32 | int(minor))
         return View(
             member_id=self._own,
             cluster_id=process.opened.cluster_id,

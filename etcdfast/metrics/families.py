@@ -18,11 +18,11 @@ TYPES = {rpcs.UNARY: "unary", rpcs.SERVER_STREAM: "server_stream", rpcs.BIDI_STR
 # Services that etcd's metrics know; locks and elections are registered with them too, as in etcd from 3.6 on.
 MS_BUCKETS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192)
 HEALTH_CHECKS = (
-    ("/livez", "serializable_read"),
-    ("/readyz", "data_corruption"),
-    ("/readyz", "serializable_read"),
-    ("/readyz", "linearizable_read"),
-    ("/readyz", "non_learner"),
+    ("livez", "serializable_read"),
+    ("readyz", "data_corruption"),
+    ("readyz", "serializable_read"),
+    ("readyz", "linearizable_read"),
+    ("readyz", "non_learner"),
 )
 # RPCs whose requests etcd's etcd_server_request_duration_seconds tells apart, by its word for them.
 REQUESTS = {
@@ -88,12 +88,12 @@ def add_up(found):
     return [sum(column) for column in zip(*(counts for counts, _ in found))], sum(total for _, total in found)
 
 
-def collect(sources, labels_of_member):
-    """Every family there is. `labels_of_member()` gives the cluster version and what else needs more than figures."""
+def collect(sources, features):
+    """Every family there is. features: (name, stage, whether it is on) of etcd's feature gates."""
     consensus, apply = sources.pages()
     blocks = sources.meters
     found = []
-    found += server(sources, consensus, apply, labels_of_member())
+    found += server(sources, consensus, apply, features)
     found += disk(blocks)
     found += mvcc(blocks["apply"], apply)
     found += leases_and_auth(blocks["apply"], apply)
@@ -121,7 +121,7 @@ def total_of(blocks, name):
     return sum(block[name] for block in blocks)
 
 
-def server(sources, consensus, apply, facts):
+def server(sources, consensus, apply, gates):
     fronts, member = sources.frontends, consensus["member_id"]
     block, applied = sources.meters["consensus"], sources.meters["apply"]
     leads = bool(member) and consensus["leader"] == member
@@ -199,8 +199,9 @@ def server(sources, consensus, apply, facts):
     if block["promote_failures"]:
         promoted.add(block["promote_failures"], Reason="refused")
     cluster = Family("etcd_cluster_version", "gauge", "1 with the release that all members of the cluster have.")
-    if facts["cluster_version"]:
-        cluster.add(1, cluster_version=facts["cluster_version"])
+    packed = consensus["cluster_version"]
+    if packed:
+        cluster.add(1, cluster_version=f"{packed >> 32}.{packed >> 16 & 0xFFFF}")
     alarms = Family("etcd_debugging_server_alarms", "gauge", "1 for each alarm raised; of this member's view.")
     for bit, name in ALARMS:
         if apply["alarms"] & bit:
@@ -234,7 +235,7 @@ def server(sources, consensus, apply, facts):
     encryption.add(over_tls, encryption="tls")
     encryption.add(max(0, total_of(fronts, "connections_accepted") - over_tls), encryption="plaintext")
     features = Family("etcd_server_feature_enabled", "gauge", "etcd's feature gates, as they are here.")
-    for name, stage, on in facts["features"]:
+    for name, stage, on in gates:
         features.add(int(on), name=name, stage=stage)
     requests = Family("etcd_server_request_duration_seconds", "histogram", "Time of requests at the API, by kind.")
     for path, name in REQUESTS.items():
@@ -244,12 +245,12 @@ def server(sources, consensus, apply, facts):
                 requests.histogram(meters.REQUEST_BOUNDS, figures, type=name, success="false" if failed else "true")
     checks = Family("etcd_server_healthcheck", "gauge", "What each kind of health check said last.")
     checked = Family("etcd_server_healthchecks_total", "counter", "Health checks by their outcome.")
-    for path, name in HEALTH_CHECKS:
-        word = f"{path[1:]}_{name}"
+    for kind, name in HEALTH_CHECKS:
+        word = f"{kind}_{name}"
         good, bad = total_of(fronts, f"{word}_success"), total_of(fronts, f"{word}_error")
         if good or bad:
-            checks.add(int(total_of(fronts, f"{word}_now") > 0), type=path, name=name)
-            checked.add(good, type=path, name=name, status="success").add(bad, type=path, name=name, status="error")
+            checks.add(int(total_of(fronts, f"{word}_now") > 0), type=kind, name=name)
+            checked.add(good, type=kind, name=name, status="success").add(bad, type=kind, name=name, status="error")
     return [*found, promoted, cluster, alarms, ops, ranges, clients, encryption, features, requests, checks, checked]
 
 

@@ -91,7 +91,7 @@ class Service:
             from etcdfast.metrics import text
 
             with self._scraping:  # one after the other: together they would only take longer
-                found = text.answer(self.sources, self._member_facts, request.get("accept_encoding", ""))
+                found = text.answer(self.sources, _features(self._config), request.get("accept_encoding", ""))
             self.sources.meters[SUPERVISOR].count("scrapes_ok")
             return found
         if path == "/debug/vars":
@@ -117,9 +117,6 @@ class Service:
             return self._profiles.answer(request.get("query", {}))
         finally:
             self._profiling.release()
-
-    def _member_facts(self):
-        return {"cluster_version": self.sources.cluster_version(), "features": _features(self._config)}
 
     # ---- warnings ------------------------------------------------------------------------------------
 

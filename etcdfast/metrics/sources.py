@@ -48,11 +48,6 @@ class Sources:
         """{process: pid}, the supervisor's first."""
         return {SUPERVISOR: os.getpid(), **self._pids}
 
-    def cluster_version(self):
-        """"3.7", or "" before it is decided."""
-        number = self.meters["consensus"]["cluster_version"]
-        return f"{number >> 32}.{number & 0xFFFFFFFF}" if number else ""
-
     @property
     def frontends(self):
         return [block for name, block in self.meters.items() if name.startswith("frontend")]

@@ -43,9 +43,9 @@ def render(found):
     return generate_latest(_Collector(found))
 
 
-def answer(sources, facts, accept_encoding):
+def answer(sources, features, accept_encoding):
     """(status, headers, body) of one scrape."""
-    body = render(families.collect(sources, facts))
+    body = render(families.collect(sources, features))
     headers = {"Content-Type": CONTENT_TYPE}
     if "gzip" in accept_encoding.lower():
         body = gzip.compress(body, GZIP_LEVEL)

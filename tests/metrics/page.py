@@ -28,14 +28,14 @@ class Page:
     types: dict[str, str]
     samples: dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         """The one sample of that name whose labels include these."""
         wanted = set(labels.items())
         found = [value for (its, had), value in self.samples.items() if its == name and wanted <= set(had)]
         assert len(found) == 1, f"{len(found)} samples of {name} with {labels}"
         return found[0]
 
-    def total(self, name: str, **labels: str) -> float:
+    def total(self, name: str, /, **labels: str) -> float:
         wanted = set(labels.items())
         return sum(value for (its, had), value in self.samples.items() if its == name and wanted <= set(had))
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.harness import pb
+from tests.harness.ports import free_port
 from tests.harness.servers import EtcdfastServer
 from tests.harness.wait import wait_until
 from tests.metrics.page import get, scrape
@@ -191,3 +192,28 @@ def test_descriptors_run_out_and_come_back():
 def _answers(server):
     with server.client(2.0) as client:
         return client.call("Range", pb.RangeRequest(key=b"k")).ok
+
+
+def test_health_checks_are_counted(server):
+    before = scrape(server.url)
+    for path in ("/health", "/readyz", "/livez", "/readyz/linearizable_read"):
+        assert get(server.url, path)[0] == 200
+    page = scrape(server.url)
+    # The parser puts _total behind the name of any counter; etcd's has none.
+    assert page.types["etcd_server_health_success"] == "counter"
+    good, bad = "etcd_server_health_success_total", "etcd_server_health_failures_total"
+    assert page.value(good) - before.value(good) == 1
+    assert page.value(bad) == before.value(bad)
+    assert page.value("etcd_server_healthcheck", type="livez", name="serializable_read") == 1
+    assert (
+        page.value("etcd_server_healthchecks_total", type="readyz", name="linearizable_read", status="success")
+        - before.total("etcd_server_healthchecks_total", type="readyz", name="linearizable_read", status="success")
+        == 2
+    )
+
+
+def test_a_listener_for_metrics_alone():
+    url = f"http://127.0.0.1:{free_port()}"
+    with EtcdfastServer(flags=["--listen-metrics-urls", url]):
+        assert scrape(url).value("etcd_server_has_leader") == 1
+        assert get(url, "/debug/vars")[0] == 404

@@ -6,6 +6,7 @@ Reads are real calls of the member, one key that need not exist, with the time l
 import json
 
 from etcdfast import version
+from etcdfast._ext import meters
 from etcdfast._ext.ring import APPLY_WORDS, CONSENSUS_WORDS
 from etcdfast.api import errors
 from etcdfast.frontend.http.request import NOSNIFF, TEXT
@@ -85,6 +86,7 @@ class Health:
         name, rest = names[0], names[1:]
 
         def then(error):
+            _count(request, name, error)
             self._check(request, rest, [*found, (name, error)], verbose)
 
         if name == "data_corruption":
@@ -117,11 +119,18 @@ def cluster_version(consensus_page):
 
 
 def _say_health(request, reason):
+    meters.count("health_failures" if reason else "health_success")
     body = json.dumps({"health": "false" if reason else "true", "reason": reason or ""}, separators=(",", ":"))
     if reason:
         request.error(503, body)
     else:
         request.respond(200, body.encode(), TEXT)
+
+
+def _count(request, name, error):
+    word = f"{request.path.split('/')[1]}_{name}"
+    meters.count(f"{word}_error" if error else f"{word}_success")
+    meters.put(f"{word}_now", 0 if error else 1)
 
 
 def _say_probe(request, found, verbose):
