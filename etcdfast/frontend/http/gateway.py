@@ -272,42 +272,54 @@ def _server_stream(request, endpoint):
 
 # ---- many messages both ways
 
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]"]', re.DOTALL)
+_OUTSIDE = re.compile(rb'["{}\[\]]')
+_INSIDE = re.compile(rb'["\\]')
 
 
 class _Messages:
-    """JSON objects one after another, however their bytes are cut."""
+    """JSON objects one after another, however their bytes are cut. Each byte is looked at once."""
 
     def __init__(self):
-        self._data = b""
+        self._data = bytearray()
         self._at = 0  # scanned so far
         self._depth = 0
+        self._in_string = False
 
     def feed(self, data):
         """Yields the bytes of each object, and of whatever comes before one."""
         self._data += data
         while True:
-            match = _TOKENS.search(self._data, self._at)
+            match = (_INSIDE if self._in_string else _OUTSIDE).search(self._data, self._at)
             if match is None:
-                self._at = max(self._at, len(self._data) - 1) if self._depth == 0 else self._at
+                self._at = len(self._data)
                 break
             token = match[0]
-            if token == b'"':
-                break  # a string that is not complete
             self._at = match.end()
-            if token in (b"{", b"["):
+            if token == b'"':
+                self._in_string = not self._in_string
+            elif token == b"\\":
+                if self._at == len(self._data):
+                    self._at -= 1  # what it escapes has not come
+                    break
+                self._at += 1
+            elif token in (b"{", b"["):
                 self._depth += 1
-            elif token in (b"}", b"]"):
+            else:
                 self._depth -= 1
                 if self._depth <= 0:
-                    found, self._data = self._data[: self._at], self._data[self._at :]
+                    found = bytes(self._data[: self._at])
+                    del self._data[: self._at]
                     self._at = self._depth = 0
                     yield found
         if len(self._data) > PENDING_BYTES_MAX:
             raise JsonError("a message is too large")
 
+    @property
+    def size(self):
+        return len(self._data)
+
     def rest(self):
-        return self._data
+        return bytes(self._data)
 
 
 def _bidi(request, endpoint):
@@ -365,6 +377,6 @@ def _bidi(request, endpoint):
             return
         if is_last and not ended and send(messages.rest()) and not ended:
             finish()
-        request.hold(len(messages.rest()) - request.held)
+        request.hold(messages.size - request.held)
 
     request.on_body = on_body

@@ -5,10 +5,12 @@ For what the fast parser refuses: it knows neither where a value ends nor Go's m
 """
 
 import json
+import re
 
 from etcdfast._ext.jsonwire import JsonError, NumberText
 
 DEPTH_MAX = 500
+SCAN_CHARS_MAX = 16384  # the scan takes a microsecond for each and the frontend waits: longer texts are read by C
 SPACE = " \t\r\n"
 VALUE = "looking for beginning of value"
 
@@ -25,7 +27,10 @@ class Cut(JsonError):
 
 
 def first_value(text, start=0):
-    """(value, where it ends). Numbers that are no short integers stay texts. Errors: NoValue, Cut, JsonError."""
+    """(value, where it ends). Numbers that are no short integers stay texts. Errors: NoValue, Cut, JsonError; of a long
+    text all are JsonError, not in Go's words."""
+    if len(text) - start > SCAN_CHARS_MAX:
+        return _value_of_long(text, start)
     end = _Scan(text, start).value_end()
     begin = start
     while text[begin] in SPACE:
@@ -37,8 +42,26 @@ def first_value(text, start=0):
     return value, end
 
 
+def _no_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+def _value_of_long(text, start):
+    begin = _PAST_SPACE.match(text, start).end()
+    if begin == len(text):
+        raise NoValue
+    try:
+        return _DECODER.raw_decode(text, begin)
+    except (ValueError, RecursionError) as err:
+        raise JsonError(f"invalid JSON: {err}"[:200]) from None
+
+
 def _int(text):
     return int(text) if len(text) < 20 else NumberText(text)
+
+
+_PAST_SPACE = re.compile(f"[{SPACE}]*")
+_DECODER = json.JSONDecoder(parse_float=NumberText, parse_int=_int, parse_constant=_no_constant)
 
 
 def slow_number(text, go_type):

@@ -15,6 +15,7 @@ HEADER_BYTES_MAX = 65536
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 60.0
 IDLE_SECONDS = 300.0
+PIECE_BYTES = 512  # of a body, from which on it is kept as it came
 REQUEST_COST_BYTES = 2048  # of a request's objects
 UPGRADE_HEADERS = frozenset({"upgrade", "connection", "http2-settings"})
 BAD_REQUEST = (
@@ -54,7 +55,7 @@ class Http1Connection:
         self.role = role
         self.parser = HttpRequestParser(self)
         self.parsing = None  # the request whose bytes come
-        self.header_bytes = 0
+        self.header_bytes = 0  # since the headers or a piece of the body ended
         self.in_headers = True
         self.since = server.now  # of what sweep looks at
         self.active = None  # the request that is worked on
@@ -72,8 +73,7 @@ class Http1Connection:
             return
         if self.closing:
             return
-        if self.in_headers:
-            self.header_bytes += len(data)
+        self.header_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -87,7 +87,8 @@ class Http1Connection:
             # Also what the methods below raise.
             self.refuse(TOO_LARGE if self.parsing is not None and self.parsing.too_large else BAD_REQUEST)
             return
-        if self.in_headers and self.header_bytes > HEADER_BYTES_MAX:
+        if self.header_bytes > HEADER_BYTES_MAX and not self.closing:
+            # Also trailers, and what a client hides in the heads of chunks.
             self.refuse(TOO_LARGE_HEAD)
         elif self.waiting:
             self.server.face.read(self.handle, False)
@@ -127,6 +128,8 @@ class Http1Connection:
         self.parsing.path += url.decode("latin-1")
 
     def on_header(self, name, value):
+        if not self.in_headers:
+            return  # a trailer: it must not change what the request was let in for
         headers = self.parsing.headers
         name = name.decode("latin-1").lower()
         value = value.decode("latin-1").strip(" \t")
@@ -159,6 +162,7 @@ class Http1Connection:
             self.server.face.say(self.handle, b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, data):
+        self.header_bytes = 0
         request = self.parsing
         request.body_bytes += len(data)
         if request.on_body is not None:
@@ -168,7 +172,13 @@ class Http1Connection:
             raise ValueError("body too large")
         elif not request.answered:
             request.hold(len(data))
-            request.parts.append(data)
+            parts = request.parts
+            if len(data) >= PIECE_BYTES or not parts:
+                parts.append(data)
+            elif type(parts[-1]) is bytearray:
+                parts[-1] += data  # a client that sends a byte at a time must not get an object for each
+            else:
+                parts.append(bytearray(data))
 
     def on_message_complete(self):
         request = self.parsing
@@ -184,7 +194,7 @@ class Http1Connection:
                 request.on_body(b"", True)
             return
         parts = request.parts
-        request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        request.body = parts[0] if len(parts) == 1 else b"".join(parts)  # the first is never a bytearray
         request.parts = None
         self.enter(request)
 

@@ -63,7 +63,10 @@ def framed(plan, value):
         return plan.to_frame(value)
     except UnicodeError:
         # A lone surrogate in an escape: Go puts the replacement character there.
-        return plan.to_frame(_mended(value))
+        try:
+            return plan.to_frame(_mended(value))
+        except RecursionError:
+            raise JsonError("exceeded max depth") from None
 
 
 def _mended(value):

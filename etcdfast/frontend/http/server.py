@@ -24,6 +24,8 @@ from etcdfast.frontend.http.http2 import Http2Exchange
 
 LATER_MAX = 64  # requests that wait for the helper thread
 LATER_NICE = 19
+TURN_SECONDS = 0.005  # of requests in a row; gRPC waits meanwhile
+SLICE_BYTES = 8192  # of what may be hundreds of requests, or of a websocket's frames
 
 
 class HttpServer:
@@ -42,6 +44,7 @@ class HttpServer:
         self._connections = {}  # handle: Http1Connection
         self._exchanges = {}  # (handle, stream): Http2Exchange
         self._swept = self.now
+        self._events = deque()  # taken and not looked at yet
         self._knock = knock
         self._later = None  # queue of the helper thread
         self._finished = deque()  # (request, answer) of it
@@ -50,12 +53,23 @@ class HttpServer:
 
     def turn(self):
         self.now = time.monotonic()
-        for event in self.face.take():
+        if not self._events:
+            self._events.extend(self.face.take())
+        while self._events:
+            if time.monotonic() - self.now > TURN_SECONDS:
+                os.eventfd_write(self._knock, 1)
+                break
+            event = self._events.popleft()
             kind, handle, stream, data = event[:4]
             if kind == fronthttp.ARRIVED:
                 connection = self._connections.get(handle)
                 if connection is None:
+                    if stream:
+                        continue  # the rest of what a connection sent that takes no more
                     connection = self._connect(handle)
+                if len(data) > SLICE_BYTES and connection.in_headers:
+                    self._events.appendleft((kind, handle, 1, data[SLICE_BYTES:]))
+                    data = data[:SLICE_BYTES]
                 self._guarded(handle, connection.feed, data)
             elif kind == fronthttp.ANSWER:
                 self._answer(handle, stream, data, event[4], event[5])

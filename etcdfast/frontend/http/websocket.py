@@ -46,7 +46,7 @@ class _Socket:
         self.frames = Connection(ConnectionType.SERVER)
         self.handler = handler
         self.streams = streams
-        self.message = b""
+        self.message = bytearray()
         self.line = b""
         self.closed = False
         inner = self.inner = Request(outer.server, self, outer.handle, outer.call_id)
@@ -72,13 +72,14 @@ class _Socket:
 
     def _take(self, event):
         if isinstance(event, (TextMessage, BytesMessage)):
-            piece = event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
+            piece = event.data.encode() if isinstance(event, TextMessage) else event.data
             self.message += piece
             self.inner.hold(len(piece))
             if len(self.message) > MESSAGE_BYTES_MAX:
                 self._close(1009)
             elif event.message_finished:
-                message, self.message = self.message, b""
+                message = bytes(self.message)
+                self.message.clear()
                 self.inner.release()
                 self._request(message)
         elif isinstance(event, Ping):
