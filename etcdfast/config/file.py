@@ -78,7 +78,7 @@ def _load_yaml(text):
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 0
         raise ConfigError(f"error converting YAML to JSON: yaml: line {line}: {err.problem}") from None
-    except (yaml.YAMLError, ValueError) as err:
+    except (yaml.YAMLError, ValueError, LookupError) as err:
         raise ConfigError(f"error converting YAML to JSON: yaml: {str(err).splitlines()[0]}") from None
 
 

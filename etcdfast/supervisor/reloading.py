@@ -16,6 +16,9 @@ def read_reloadable(config, read_again):
     except (ConfigError, UsageError, Answered) as err:
         log.error("cannot read the configuration again; it stays as it is", error=err)
         return config
+    except Exception as err:  # whatever a file may hold: a member that runs does not end for it
+        log.error("cannot read the configuration again; it stays as it is", error=f"{type(err).__name__}: {err}")
+        return config
     if wanted.discovery_srv or wanted.discovery_endpoints:  # found at the start, and of no use since
         wanted = wanted._replace(
             initial_cluster=config.initial_cluster, initial_cluster_token=config.initial_cluster_token

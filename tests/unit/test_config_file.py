@@ -207,6 +207,7 @@ tls-max-version: 'TLS1.3'
         ("name: x: y\n", "error converting YAML to JSON: yaml: line 1: mapping values are not allowed in this context"),
         ("a: *b\n", "error converting YAML to JSON: yaml: "),
         ("\0", "error converting YAML to JSON: yaml: "),
+        ("name: !!bool q\n", "error converting YAML to JSON: yaml: "),
         ("[1, 2]", "error unmarshaling JSON: cannot unmarshal array into a configuration"),
         ("heartbeat-interval: x\n", "cannot unmarshal string into heartbeat-interval of type uint"),
         ("snapshot-count: -1\n", "cannot unmarshal number -1 into snapshot-count of type uint"),
