@@ -701,7 +701,8 @@ cdef int request_check(int method, const uint8_t *data, uint64_t size, uint32_t 
     if method == RPC_ELECTION_PROCLAIM or method == RPC_ELECTION_RESIGN:
         return parse_nested(data, size, 1 << 1)
     if is_auth_method(method):
-        return 0 if check_auth(method, data, size) else REQUEST_MALFORMED
+        rc = check_auth(method, data, size)
+        return REQUEST_MALFORMED if rc < 0 else rc
     if parse_any(data, size) < 0:
         return REQUEST_MALFORMED
     if method == RPC_COMPACT or method == RPC_MEMBER_LIST:

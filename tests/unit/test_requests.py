@@ -399,3 +399,11 @@ def test_requests_of_coordination_are_let_through_when_they_decode(method, data)
 )
 def test_what_is_malformed_inside_is_refused(method, message):
     assert check(RPC[method], message).malformed
+
+
+def test_a_name_that_no_snapshot_could_hold_is_refused():
+    """It would be a key of bbolt, which takes 32 KiB; etcd ends itself for it."""
+    for method, request in (("UserAdd", pb.AuthUserAddRequest), ("RoleAdd", pb.AuthRoleAddRequest)):
+        assert check(RPC[method], request(name="x" * 32768).SerializeToString()).error == 0
+        verdict = check(RPC[method], request(name="x" * 32769).SerializeToString())
+        assert verdict.error == ID["REQUEST_TOO_LARGE"] and not verdict.malformed
