@@ -57,6 +57,7 @@ EXTENSIONS = {
     "tlscontext": ["ssl", "crypto", "pthread"],  # certificates and rules, re-read; TLS sockets for Python
     "frontconn": ["nghttp2"],  # sockets of a frontend: accept, read, write, close
     "frontpost": ["nghttp2"],  # requests into the rings, in order
+    "frontauth": ["nghttp2"],  # whose call it is: tokens, client certificates
     "frontevents": ["nghttp2"],  # watch events out of a ring to the many who watch
     "fronthttp": ["nghttp2"],  # HTTP/1.1 and plain HTTP/2 requests of a frontend, for Python
     "jsonwire": [],  # JSON of the gateway to and from protobuf wire bytes
@@ -72,6 +73,7 @@ EXTENSIONS = {
     "keyorder": [],  # who was created first below a prefix: locks and elections
     "longread": [],  # answers larger than a ring record: slices, credit
     "longanswers": [],  # those under way: turns, pins, limits
+    "authgate": [],  # identities of requests: who is refused, and why
     "leaseclock": [],  # what time does to leases: expiry, checkpoints, keep-alive
     "outbox": [],  # what apply sends, and its sleep
     "watchcore": [],  # watches: groups, delivery, those who lag

@@ -8,6 +8,7 @@ the clock but how long a slice is and when housekeeping is due.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from etcdfast._ext.applymeters cimport apply_figures
+from etcdfast._ext.authgate cimport AuthGate
 from etcdfast._ext.kvops cimport KvOps
 from etcdfast._ext.leaseclock cimport LeaseClock
 from etcdfast._ext.kvreq cimport bytes_view
@@ -34,6 +35,7 @@ cdef class ApplyLoop:
     cdef readonly KvOps ops
     cdef readonly WatchHub hub
     cdef readonly LeaseClock leases
+    cdef AuthGate gate
     cdef object services        # locks and elections
     cdef bint services_due      # they have something to go on with
     cdef object cold            # ColdPath, after start

@@ -5,12 +5,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from etcdfast._ext.applymeters cimport figures_entry, figures_ranges, figures_turn
+from etcdfast._ext.authgate cimport AuthGate
 from etcdfast._ext.changes cimport kv_change
 from etcdfast._ext.clock cimport now_ns
 from etcdfast._ext.errids cimport (
     ERR_COMPACTED, ERR_CORRUPT, ERR_FUTURE_REV, ERR_NONE, ERR_NOT_CAPABLE, ERR_RANGE_STREAM_FILTER,
     ERR_RANGE_STREAM_SORT, ERR_TOO_MANY_REQUESTS,
 )
+from etcdfast._ext.identity cimport IPC_TOKEN_CHECK, is_relayed, message_bytes
 from etcdfast._ext.kvenc cimport parse_keyvalue, stored_kv
 from etcdfast._ext.kvops cimport ALARM_CORRUPT, OPS_MALFORMED, KvOps
 from etcdfast._ext.kvreq cimport (
@@ -94,6 +96,7 @@ cdef class ApplyLoop:
         self.hub = hub
         self.leases = leases
         self.mvcc = ops.mvcc
+        self.gate = AuthGate(ops)
         self.meta_batch = meta_batch
         self.compactor = compactor
         self.housekeeper = housekeeper
@@ -125,8 +128,10 @@ cdef class ApplyLoop:
             self.fa[i] = &ring.view
         self.out = out
         self.answers.out = out
-        self.leases.connect(out, consensus.page)
+        self.gate.out = out
+        self.leases.connect(out, self.gate, consensus.page)
         self.hub.ids = &self.ops.ids
+        self.hub.auth = self.ops.auth
         for i in range(self.frontends):
             self.hub.attach_ring(i, out.af[i])
         out.stopping = self.stop_asked
@@ -149,7 +154,7 @@ cdef class ApplyLoop:
         self.applied_term = term
 
     def attach_cold(self, cold, services, exports):
-        self.cold = cold
+        self.cold = self.gate.cold = cold
         self.services = services
         self.exports = exports
         self.services_due = True
@@ -205,6 +210,8 @@ cdef class ApplyLoop:
             worked |= 1
         ring_release(self.ca)
         worked |= self.take_calls()
+        if self.gate.waiting:
+            worked |= self.gate.ask_again(self.applied_index, now_ns())
         if self.calls:
             worked |= self.run_calls()
         if self.leases.ops.settled_count:
@@ -375,6 +382,7 @@ cdef class ApplyLoop:
             self.apply_cold(r)
         elif message.size:
             kind = decode_internal(&message, &inner)
+            self.gate.admit_entry(&message)
             if kind == INTERNAL_PUT:
                 method = RPC_PUT
                 op = OP_APPLY_PUT
@@ -562,7 +570,10 @@ cdef class ApplyLoop:
         if self.cancels and self.cancels.pop(key_of(&who), None) is not None:
             return 0
         message.data = <const uint8_t *>record_payload(r)
-        message.size = record_payload_len(r)
+        message.size = message_bytes(r)
+        status = self.gate.check(r)
+        if status:
+            return self.reply(&who, status)
         if r.method == RPC_RANGE or r.method == RPC_RANGE_STREAM:
             return self.start_range(&message, r)
         outbuf_reset(&self.answer)
@@ -575,12 +586,12 @@ cdef class ApplyLoop:
             return self.out.post(&who, IPC_REPLY, 0, NULL, 0)   # a ReadIndex of the services: the state is new enough
         if r.method == RPC_LEASE_TIME_TO_LIVE:
             return self.leases.time_to_live(
-                &who, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)))
+                &who, PyBytes_FromStringAndSize(record_payload(r), <Py_ssize_t>message.size))
         if r.method == RPC_LEASE_LEASES:
             return self.reply(&who, self.leases.ops.leases(&self.answer))
         if len(self.calls) >= CALLS_MAX:
             return self.reply(&who, ERR_TOO_MANY_REQUESTS)
-        made = self.cold.call(r.method, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)))
+        made = self.cold.call(r.method, PyBytes_FromStringAndSize(record_payload(r), <Py_ssize_t>message.size))
         if type(made) is tuple:
             return self.reply_cold(&who, made)
         self.calls.append((made, PyBytes_FromStringAndSize(<char *>&who, sizeof(asker))))
@@ -691,6 +702,10 @@ cdef class ApplyLoop:
             return self.leases.take(r)
         elif is_service(r.method):
             return self.take_service(r)
+        elif r.method == IPC_TOKEN_CHECK:
+            return self.gate.token_check(r)
+        elif r.kind == IPC_CALL and is_relayed(r.method):
+            return self.gate.relay(r)
         elif r.kind == IPC_CALL:
             return self.run_read(r)
         asker_of(&who, r, 0)
@@ -717,8 +732,11 @@ cdef class ApplyLoop:
         name = PyBytes_FromStringAndSize(<char *>&who, sizeof(asker))
         self.services_due = True
         if r.kind == IPC_CALL:
-            self.services.call(
-                r.method, PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r)), name)
+            refused = self.gate.service_refused(r)
+            if refused is not None:
+                return self.reply_cold(&who, refused)
+            payload, user, revision = self.gate.parts(r)
+            self.services.call(r.method, payload, name, user, revision)
         elif r.kind == IPC_CREDIT:
             if not self.services.credit(name, r.index):
                 self.answers.credit(&who, <int64_t>r.index)   # its answer is a long one

@@ -62,7 +62,8 @@ cdef enum:
     LOOP_TURN_BYTES = 4194304  # of proposals and reads drained in a turn
     LOOP_HAND_RECORDS = 4096  # committed entries handed over in a turn
     LOOP_PUBLISH_RECORDS = 256  # committed records that apply is shown at once, so that it starts early
-    LOOP_HEADER_MAX = 32  # suffix that wraps a request: lease id 11, tag 2, length 1, tag 1, id 10
+    # Suffix that wraps a request: lease id 11, tag 2, length 2; in it id 11, name 3 and itself, auth revision 11.
+    LOOP_HEADER_MAX = 320
     LOOP_PREFIX_MAX = 16  # tag 2, length 10
     LOOP_CALLS_MAX = 256  # records for Python that wait; more are refused
     LOOP_KEPT_ENTRIES = 4096  # handed over, but kept for members that are a little behind

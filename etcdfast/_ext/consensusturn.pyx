@@ -5,10 +5,12 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from etcdfast._ext.authfields cimport auth_field
+from etcdfast._ext.authtable cimport AUTH_NAME_BYTES_MAX
 from etcdfast._ext.errids cimport (
-    ERR_REQUEST_TOO_LARGE, ERR_TIMEOUT_LEADER_FAIL, ERR_TOO_MANY_REQUESTS, ERR_UNIMPLEMENTED,
+    ERR_INVALID_AUTH_TOKEN, ERR_REQUEST_TOO_LARGE, ERR_TIMEOUT_LEADER_FAIL, ERR_TOO_MANY_REQUESTS, ERR_UNIMPLEMENTED,
 )
 from etcdfast._ext.meters cimport H_STAGE_CONSENSUS, meter_observe
+from etcdfast._ext.identity cimport IPC_FLAG_BAD_TOKEN, message_bytes
 from etcdfast._ext.netsys cimport clock_ns, epoll_event, epoll_wait
 from etcdfast._ext.peerset cimport PEERS_TAG
 from etcdfast._ext.raftlog cimport (
@@ -31,7 +33,9 @@ from etcdfast._ext.walio cimport (
     wal_pending_bytes, wal_poll, wal_stats, wal_submit,
 )
 from etcdfast._ext.walscan cimport walscan_row
-from etcdfast._ext.wire cimport WIRE_BYTES, wire_put_tag, wire_put_uint, wire_put_varint
+from etcdfast._ext.wire cimport (
+    WIRE_BYTES, wire_bytes_size, wire_put_bytes, wire_put_tag, wire_put_uint, wire_put_varint, wire_uint_size,
+)
 
 
 cdef enum:
@@ -59,13 +63,22 @@ cdef inline uint32_t request_field(uint8_t method) noexcept nogil:
     return auth_field(method)
 
 
-cdef inline uint8_t *put_header(uint8_t *p, uint64_t request_id) noexcept nogil:
-    """The header field {ID} that ends a request; returns the byte behind it."""
-    cdef uint8_t *body
+cdef inline uint8_t *put_header(uint8_t *p, uint64_t request_id, const ipc_record *r) noexcept nogil:
+    """The header field {ID, username, auth_revision} that ends a request; returns the byte behind it. The identity is
+    that of the record, which follows its message there."""
+    cdef uint32_t name_bytes = r.status
+    cdef uint64_t size = wire_uint_size(1, request_id)
     p = wire_put_tag(p, 100, WIRE_BYTES)  # formats.md 3.1
-    body = wire_put_uint(p + 1, 1, request_id)
-    p[0] = <uint8_t>(body - p - 1)  # at most 11: one length byte
-    return body
+    if r.index == 0:
+        p[0] = <uint8_t>size  # at most 11: one length byte
+        return wire_put_uint(p + 1, 1, request_id)
+    if name_bytes:
+        size += wire_bytes_size(2, name_bytes)
+    p = wire_put_varint(p, size + wire_uint_size(3, r.index))
+    p = wire_put_uint(p, 1, request_id)
+    if name_bytes:
+        p = wire_put_bytes(p, 2, record_payload(<ipc_record *>r) + message_bytes(r), name_bytes)
+    return wire_put_uint(p, 3, r.index)
 
 
 cdef inline void copy_asker(ipc_record *to, const ipc_record *asker) noexcept nogil:
@@ -397,7 +410,7 @@ cdef class Turn:
         cdef uint8_t suffix[LOOP_HEADER_MAX]
         cdef loop_waiter *waiter
         cdef uint64_t request_id, prefix_bytes, suffix_bytes, own_bytes
-        cdef uint64_t data_bytes = record_payload_len(r)
+        cdef uint64_t data_bytes = message_bytes(r)
         cdef uint32_t field = request_field(r.method)
         cdef uint8_t *end
         cdef int code
@@ -406,13 +419,15 @@ cdef class Turn:
         # The frontend has answered already when the deadline is over.
         if r.term and r.term < self.now:
             return 0
+        if r.flags & IPC_FLAG_BAD_TOKEN or r.status > AUTH_NAME_BYTES_MAX:
+            return self.refuse(r, ERR_INVALID_AUTH_TOKEN)
         request_id = self.new_request_id()
         end = suffix
         if r.flags & IPC_FLAG_NEW_ID:
             # A field that comes twice counts as it came last, so an id of 0 before it does no harm.
             end = wire_put_uint(end, 2, request_id & <uint64_t>INT64_MAX)
         own_bytes = <uint64_t>(end - suffix)
-        end = put_header(end, request_id)
+        end = put_header(end, request_id, r)
         suffix_bytes = <uint64_t>(end - suffix)
         end = wire_put_varint(wire_put_tag(prefix, field, WIRE_BYTES), data_bytes + own_bytes)
         prefix_bytes = <uint64_t>(end - prefix)
@@ -471,7 +486,6 @@ cdef class Turn:
             self.blocked_bytes = r.length
             return -1
         memcpy(to, r, r.length)
-        to.index = self.commit
         ring_commit(self.out, to)
         return 0
 

@@ -10,6 +10,7 @@ from etcdfast._ext.h2types cimport h2_conn, h2_counters, h2_server, h2_stream
 from etcdfast._ext.ring cimport ring_view
 from etcdfast._ext.spin cimport spin_t
 from etcdfast._ext.streamtimers cimport timers_t
+from etcdfast._ext.tokenpage cimport token_view
 from etcdfast._ext.tlsconn cimport tls_conn, tls_ctx
 
 cdef enum:
@@ -157,6 +158,11 @@ ctypedef struct loop_t:
     uint32_t cancel_count
     uint32_t cancel_room
     uint8_t *buf           # READ_BYTES
+    token_view *tokens         # of auth, NULL: none is valid
+    bint cert_names            # the CN of a verified client certificate is a user's name
+    uint64_t identity_methods  # bit of each RPC_* id that etcd refuses at once, with auth on, to whoever has no name
+    uint32_t token_serial      # of the last question after a token
+    uint32_t post_need         # bytes of the record that found no room
     uint8_t route[RPCS_MAX]
     uint64_t stream_methods    # bit of each RPC_* id that is no unary call
     uint64_t lasting_methods   # that may wait for ever: ended when a drain begins

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from etcdfast._ext.ring import Ring, StatusPage
 from etcdfast._ext.tlscontext import TlsContext
+from etcdfast._ext.tokenpage import TokenReader
 
 # Why run() came back
 RUN_WAKEUP: int  # the wakeup descriptor is readable: a signal came
@@ -46,6 +47,8 @@ class FrontLoop:
         drain_seconds: float = 5.0,
         tls: TlsContext | None = None,
         tls_listeners: Iterable[int] = (),
+        tokens: TokenReader | None = None,
+        cert_names: bool = False,
         handshake_seconds: float = 10.0,
         handshakes_max: int = 1024,
     ) -> None:

@@ -9,6 +9,7 @@ from libc.string cimport memcpy, memset, strlen
 from etcdfast._ext.errids cimport (
     ERR_DEADLINE, ERR_ID_MAX, ERR_NOT_LEADER, ERR_NOT_SUPPORTED_FOR_LEARNER, ERR_NO_LEADER, ERR_NO_SPACE, ERR_STOPPED,
 )
+from etcdfast._ext.frontauth cimport answer_error, auth_admits, auth_admits_message, auth_answered, auth_unpark
 from etcdfast._ext.frontconn cimport *
 from etcdfast._ext.frontleader cimport (
     lacks_leader, leader_lost_wait_ms, leads, leader_refuses, leader_watch, learner_refuses, timeout_error,
@@ -30,16 +31,21 @@ from etcdfast._ext.meters cimport (
     M_CLIENT_RECEIVED_BYTES, M_CONNECTIONS_MAX, M_PROPOSALS_FAILED, M_READS_FAILED, METER_AT_CALLS, meter_client,
     meter_count, meter_set, meters_block,
 )
+from etcdfast._ext.identity cimport IPC_TOKEN_CHECK
 from etcdfast._ext.netsys cimport *
 from etcdfast._ext.requests cimport REQUEST_MALFORMED, request_check, request_facts
 from etcdfast._ext.ring cimport *
 from etcdfast._ext.rpcids cimport (
-    RPC_ALARM, RPC_ELECTION_CAMPAIGN, RPC_ELECTION_OBSERVE, RPC_HEALTH_CHECK, RPC_HEALTH_LIST, RPC_ID_MAX, RPC_LOCK,
-    RPC_MOVE_LEADER, RPC_WATCH,
+    RPC_ALARM, RPC_COMPACT, RPC_DEFRAGMENT, RPC_DELETE_RANGE, RPC_DOWNGRADE, RPC_ELECTION_CAMPAIGN, RPC_ELECTION_OBSERVE,
+    RPC_HASH, RPC_HASH_KV, RPC_HEALTH_CHECK, RPC_HEALTH_LIST, RPC_ID_MAX, RPC_LEASE_GRANT, RPC_LEASE_LEASES,
+    RPC_LEASE_REVOKE, RPC_LEASE_TIME_TO_LIVE, RPC_LOCK, RPC_MEMBER_ADD, RPC_MEMBER_LIST, RPC_MEMBER_PROMOTE,
+    RPC_MEMBER_REMOVE, RPC_MEMBER_UPDATE, RPC_MOVE_LEADER, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_SNAPSHOT, RPC_STATUS,
+    RPC_WATCH,
 )
 from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, spin_pays
 from etcdfast._ext.streamtimers cimport TIMER_TICK_SHIFT, timer_expired, timer_set, timer_stop, timer_wait_ms
 from etcdfast._ext.tlscontext cimport TlsContext
+from etcdfast._ext.tokenpage cimport TokenReader
 from etcdfast._ext.wire cimport WIRE_BYTES, WIRE_MORE, wire_cursor, wire_field, wire_next, wire_put_uint
 
 import os
@@ -80,13 +86,6 @@ cdef uint64_t SWEEP_NS = 1000000000
 
 
 # ---- answers of the frontend itself
-
-cdef inline void answer_error(loop_t *loop, h2_stream *s, uint32_t error) noexcept nogil:
-    if error > loop.errors:
-        h2_say(s, GRPC_INTERNAL, b"unknown error id")
-    else:
-        h2_end(s, loop.error_code[error], loop.error_text[error], loop.error_size[error])
-
 
 cdef void health(loop_t *loop, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
     """grpc.health.v1: the one service is "", which serves while this loop accepts calls."""
@@ -160,6 +159,8 @@ cdef inline void forget(loop_t *loop, h2_stream *s) noexcept nogil:
     timer_stop(&loop.timers, s)
     if s.flags & STREAM_LATE:
         late_remove(loop, s)
+    if s.flags & STREAM_PARKED:
+        auth_unpark(s)
     if s.flags & STREAM_CANCELLABLE:
         cancel(loop, s)
 
@@ -237,7 +238,7 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
         health(loop, s, data, size)
     elif lacks_leader(loop, s):
         answer_error(loop, s, ERR_NO_LEADER)
-    elif s.method == RPC_MOVE_LEADER and not leads(loop):
+    elif s.method == RPC_MOVE_LEADER and not leads(loop) and not status_get(loop.apply_page, ST_AUTH_ENABLED):
         answer_error(loop, s, ERR_NOT_LEADER)
     else:
         if facts.cost:
@@ -268,7 +269,8 @@ cdef void on_call(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size)
             (s.timer_slot < 0 or s.deadline_ns > loop.server.now_ns + loop.request_timeout_ns):
         s.deadline_is_clients = False
         timer_set(&loop.timers, s, loop.server.now_ns + loop.request_timeout_ns)
-    post_request(loop, s, ring, kind, data, size)
+    if not status_get(loop.apply_page, ST_AUTH_ENABLED) or auth_admits(loop, s, &ring, &kind):
+        post_request(loop, s, ring, kind, data, size)
 
 
 cdef bint on_message(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil:
@@ -279,6 +281,9 @@ cdef bint on_message(h2_conn *h2, h2_stream *s, const uint8_t *data, uint32_t si
         say_malformed(loop, s)
     elif not s.flags & (STREAM_DISPATCHED | STREAM_LATE) and too_late(loop, s):
         answer_error(loop, s, ERR_DEADLINE)
+    elif (s.flags & STREAM_PARKED or status_get(loop.apply_page, ST_AUTH_ENABLED)) and not auth_admits_message(loop, s) \
+            and not s.flags & STREAM_ANSWERED:
+        return False
     if s.flags & STREAM_ANSWERED:
         forget(loop, s)
         return True
@@ -319,6 +324,9 @@ cdef void deliver(loop_t *loop, ipc_record *r) noexcept nogil:
         return
     conn = loop.conns[r.slot]
     if conn == NULL or conn.generation != r.generation or conn.h2 == NULL:
+        return
+    if r.method == IPC_TOKEN_CHECK:
+        auth_answered(loop, conn, r)
         return
     s = h2_find(conn.h2, r.stream)
     if s == NULL or s.flags & STREAM_ANSWERED:
@@ -526,6 +534,7 @@ cdef class FrontLoop:
                  double election_timeout_seconds=1.0, double ping_min_seconds=5.0,
                  double keepalive_idle_seconds=7200.0, double keepalive_timeout_seconds=20.0,
                  double header_seconds=10.0, double drain_seconds=5.0, TlsContext tls=None, tls_listeners=(),
+                 TokenReader tokens=None, bint cert_names=False,
                  double handshake_seconds=10.0, uint32_t handshakes_max=HANDSHAKES_MAX,
                  bint share_figures=False):
         cdef loop_t *loop = self.loop
@@ -539,6 +548,15 @@ cdef class FrontLoop:
         loop.apply_page = apply_page.page
         if sizeof(ipc_record) + <uint64_t>message_bytes_max + 8 > min(to_consensus.capacity, to_apply.capacity):
             raise ValueError(f"a ring is smaller than a message of {message_bytes_max} bytes")
+        if tokens is not None:
+            self.kept.append(tokens)
+            loop.tokens = &tokens.view
+        loop.cert_names = cert_names
+        for i in (RPC_RANGE, RPC_PUT, RPC_DELETE_RANGE, RPC_COMPACT, RPC_RANGE_STREAM, RPC_LEASE_GRANT, RPC_LEASE_REVOKE,
+                  RPC_LEASE_TIME_TO_LIVE, RPC_LEASE_LEASES, RPC_MEMBER_ADD, RPC_MEMBER_REMOVE, RPC_MEMBER_UPDATE,
+                  RPC_MEMBER_LIST, RPC_MEMBER_PROMOTE, RPC_ALARM, RPC_STATUS, RPC_DEFRAGMENT, RPC_HASH, RPC_HASH_KV,
+                  RPC_SNAPSHOT, RPC_MOVE_LEADER, RPC_DOWNGRADE):
+            loop.identity_methods |= <uint64_t>1 << i
         loop.txn_ops_max = txn_ops_max
         loop.conns_max = connections_max
         loop.quota_bytes = quota_bytes

@@ -33,6 +33,8 @@ cdef inline void fill_record(loop_t *loop, ipc_record *r, h2_stream *s, int kind
 cdef void post_request(loop_t *loop, h2_stream *s, int ring, int kind, const uint8_t *data, uint32_t size) noexcept nogil
 # One message of a bidi stream. False: it waits, and the caller keeps it.
 cdef bint post_message(loop_t *loop, h2_stream *s, const uint8_t *data, uint32_t size) noexcept nogil
+# A call that was parked (frontauth.pxd) goes on: it waits for room like any other.
+cdef void post_unparked(loop_t *loop, h2_stream *s) noexcept nogil
 # The client of a bidi stream has sent its last message.
 cdef void post_half(loop_t *loop, h2_stream *s) noexcept nogil
 # The stream does not wait any more, posted or not.

@@ -5,22 +5,37 @@ from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
 from etcdfast._ext.frontconn cimport LATE_COST_BYTES, cancel_t, conn_resume, conn_t, late_t, loop_t
+from etcdfast._ext.frontauth cimport WHO_FREE, client_t, client_who
 from etcdfast._ext.grpcwire cimport GRPC_PREFIX_BYTES, be32
 from etcdfast._ext.h2request cimport h2_keep_request
 from etcdfast._ext.h2stream cimport h2_drop_request, h2_taken
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.meters cimport M_RING_FULL, meter_count
 from etcdfast._ext.ring cimport *
+from etcdfast._ext.rpcids cimport RPC_AUTHENTICATE
 
 
 cdef inline bint post(loop_t *loop, h2_stream *s, int ring, int kind, const uint8_t *data, uint32_t size) noexcept nogil:
     """Write the request's record; False while it does not fit."""
-    cdef ipc_record *r = ring_claim(loop.out[ring], <uint32_t>sizeof(ipc_record) + size)
+    cdef client_t who
+    cdef ipc_record *r
+    cdef int found = WHO_FREE
+    who.size = 0
+    if kind != IPC_HALF and s.method != RPC_AUTHENTICATE:
+        found = client_who(loop, s, &who)
+    loop.post_need = <uint32_t>sizeof(ipc_record) + size + who.size
+    r = ring_claim(loop.out[ring], loop.post_need)
     if r == NULL:
         return False
     fill_record(loop, r, s, kind)
     if size:
         memcpy(record_payload(r), data, size)
+    if found != WHO_FREE:
+        r.flags |= who.flags
+        r.status = who.size
+        r.index = who.revision
+        if who.size:
+            memcpy(record_payload(r) + size, who.name, who.size)
     ring_commit(loop.out[ring], r)
     s.flags |= STREAM_DISPATCHED
     if kind == IPC_CALL or kind == IPC_READ:
@@ -90,7 +105,24 @@ cdef bint post_message(loop_t *loop, h2_stream *s, const uint8_t *data, uint32_t
     return False
 
 
+cdef void post_unparked(loop_t *loop, h2_stream *s) noexcept nogil:
+    cdef uint32_t at = s.taken
+    cdef uint32_t size
+    if not s.flags & STREAM_BIDI:
+        late_add(loop, s, s.late_ring, s.late_kind, s.room)
+        return
+    late_add(loop, s, RING_APPLY, IPC_CALL, 0)
+    while at < s.whole:
+        size = be32(s.buf + at + 1)
+        s.late_bytes += size
+        loop.late_bytes += size
+        at += GRPC_PREFIX_BYTES + size
+
+
 cdef void post_half(loop_t *loop, h2_stream *s) noexcept nogil:
+    if s.flags & STREAM_PARKED:
+        s.flags |= STREAM_HALF_OWED
+        return
     if not s.flags & STREAM_LATE:
         if loop.late[RING_APPLY].head == NULL and post(loop, s, RING_APPLY, IPC_HALF, NULL, 0):
             return
@@ -103,7 +135,7 @@ cdef bint retry_post(loop_t *loop, h2_stream *s, int kind, const uint8_t *data, 
     cdef ring_view *ring = loop.out[s.late_ring]
     while not post(loop, s, s.late_ring, kind, data, size):
         ring_publish(ring)
-        if not ring_await_room(ring, <uint32_t>sizeof(ipc_record) + size):
+        if not ring_await_room(ring, loop.post_need):
             return False
     return True
 

@@ -11,6 +11,7 @@ from etcdfast._ext.h2guard cimport guard_answered, guard_delivered
 from etcdfast._ext.h2pen cimport (
     SPARE_CHUNK, SPARE_LARGE, SPARE_SMALL, pen_close, pen_count, put_event_head, spare_give, spare_size, spare_take,
 )
+from etcdfast._ext.h2token cimport token_drop
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.meters cimport H_STAGE_FRONTEND, M_CLIENT_SENT_BYTES, meter_count, meter_handled, meter_observe, meters_block
 from etcdfast._ext.nghttp2 cimport *
@@ -101,6 +102,7 @@ cdef void h2_drop_stream(h2_stream *s) noexcept nogil:
         free_chunk(s, c)
     free(s.note)
     free(s.text)
+    token_drop(s)
     borrowers_remove(s)
     sent_remove(s)
     told_remove(s)

@@ -49,6 +49,7 @@ cdef enum:
     STREAM_CALL = 131072       # a call that Python made for an HTTP request: its answers go there, see fronthttp.pxd
     STREAM_PLAIN = 262144      # an HTTP/2 request that is not gRPC: Python's
     STREAM_PLAIN_HEAD = 524288 # its headers are complete and not taken by Python yet
+    STREAM_PARKED = 536870912  # waits to learn whose its token is: frontauth.pxd
 
 
 # How the memory of a chunk's data is kept.
@@ -92,7 +93,8 @@ ctypedef struct h2_stream:
     uint16_t http_status       # 0, or why the headers are refused
     uint8_t bad_timeout
     uint8_t version            # row of the client's version in the figures
-    uint8_t seen               # pseudo headers and content type: SEEN_* of http2.pyx
+    uint8_t seen               # pseudo headers, content type, token: SEEN_* of http2.pyx
+    void *token                # h2_token that it came with, NULL for none; counted there
     uint64_t timeout_ns        # 0 none; what has passed already is 1
     char *note                 # path, content type, method or encoding for an error text; owned
     uint32_t note_size
@@ -176,6 +178,9 @@ ctypedef struct h2_conn:
     bint going_away
     bint dirty
     h2_conn *dirty_next
+    void *token                # h2_token of its latest call that had one
+    uint32_t asked_count
+    void *asked                # h2_tokens that apply is asked about
     void *owner
 
 

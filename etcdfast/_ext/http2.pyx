@@ -15,6 +15,7 @@ from etcdfast._ext.h2guard cimport H2_HEADER_BYTES_MAX, guard_init, guard_reset,
 from etcdfast._ext.h2pen cimport spare_free
 from etcdfast._ext.h2request cimport h2_end_request, h2_keep_header, h2_keep_request, h2_put_header, h2_take_data
 from etcdfast._ext.h2stream cimport h2_drop_request, h2_drop_stream, h2_end, h2_give_window, h2_new_stream, h2_send_data
+from etcdfast._ext.h2token cimport token_close, token_note
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.meters cimport meter_version
 from etcdfast._ext.nghttp2 cimport *
@@ -26,6 +27,8 @@ cdef enum:
 cdef enum:
     SEEN_POST = 1
     SEEN_CONTENT_TYPE = 2
+    SEEN_TOKEN = 4             # metadata "token", which goes before "authorization"
+    SEEN_AUTHORIZATION = 8
 
 
 cdef uint32_t h2_hash(const uint8_t *data, size_t size) noexcept nogil:
@@ -225,6 +228,14 @@ cdef int on_header(nghttp2_session *session, const nghttp2_frame *frame, const u
                 keep_note(s, value, size)
     elif name_size == 18 and memcmp(name, b"client-api-version", 18) == 0:
         s.version = meter_version(value, size)
+    elif name_size == 5 and memcmp(name, b"token", 5) == 0:
+        if not s.seen & SEEN_TOKEN:
+            s.seen |= SEEN_TOKEN
+            token_note(conn, s, value, size)
+    elif name_size == 13 and memcmp(name, b"authorization", 13) == 0:
+        if not s.seen & (SEEN_TOKEN | SEEN_AUTHORIZATION):
+            s.seen |= SEEN_AUTHORIZATION
+            token_note(conn, s, value, size)
     elif name_size == 9 and memcmp(name, b"hasleader", 9) == 0:
         if size == 4 and memcmp(value, b"true", 4) == 0:
             s.flags &= ~<uint32_t>STREAM_NO_LEADER_OK
@@ -414,6 +425,7 @@ cdef void h2_close(h2_conn *conn) noexcept nogil:
         if conn.session != NULL:
             nghttp2_session_set_stream_user_data(conn.session, conn.streams.id, NULL)
         h2_drop_stream(conn.streams)
+    token_close(conn)
     nghttp2_session_del(conn.session)
     if conn.dirty:
         link = &conn.server.dirty

@@ -7,7 +7,7 @@ Sources: reference/formats.md 9.1 and 9.3; the order of checks is that of etcd's
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from etcdfast._ext.authtable cimport AuthTable
+from etcdfast._ext.authtable cimport AuthTable, auth_caller
 from etcdfast._ext.kvenc cimport header_ids
 from etcdfast._ext.kvreq cimport bytes_view, compare_op, delete_request, put_request, range_request
 from etcdfast._ext.leasetable cimport LeaseTable
@@ -28,6 +28,7 @@ cdef class KvOps:
     cdef header_ids ids          # of the ResponseHeader; kept up to date by the loop
     cdef public int alarms       # ALARM_* bits
     cdef readonly AuthTable auth # who may do what; apply/auth fills it
+    cdef auth_caller caller      # of the request at hand; `free` while auth is off. Set before each of these three
     cdef LeaseTable leases       # None: no lease exists
     cdef int64_t compared_at     # revision that compares look at, 0: whatever is newest in the index
     cdef uint32_t ranges         # of the transaction that runs, as etcd counts them
@@ -43,6 +44,10 @@ cdef class KvOps:
     cdef void header(self, outbuf *out, int64_t revision) noexcept nogil
 
     cdef void count_txn(self) noexcept nogil
+    # Whether the caller may: 0 or ERR_ id, of a transaction also OPS_MALFORMED. Both branches of all levels count.
+    cdef int may_put(self, const put_request *r) noexcept nogil
+    cdef int may_delete(self, const delete_request *r) noexcept nogil
+    cdef int may_txn(self, const bytes_view *message, int depth) noexcept nogil
     cdef bint lease_exists(self, int64_t lease) noexcept nogil
     cdef int do_put(self, const put_request *r, outbuf *out, bint nested) except OPS_FAILED
     cdef int do_delete(self, const delete_request *r, outbuf *out, bint nested) except OPS_FAILED

@@ -4,7 +4,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
-from etcdfast._ext.authtable cimport AuthTable
+from etcdfast._ext.authlease cimport auth_may_write_lease
+from etcdfast._ext.authtable cimport AuthTable, auth_may_read, auth_may_write
 from etcdfast._ext.errids cimport (
     ERR_COMPACTED, ERR_CORRUPT, ERR_FUTURE_REV, ERR_KEY_NOT_FOUND, ERR_LEASE_NOT_FOUND, ERR_NO_SPACE,
     ERR_NONE, ERR_TOO_MANY_OPS,
@@ -41,6 +42,7 @@ cdef class KvOps:
     def __cinit__(self, Mvcc mvcc):
         self.mvcc = mvcc
         self.auth = AuthTable()
+        self.caller.free = True
         self.alarms = 0
         self.ids.cluster = self.ids.member = self.ids.term = 0
         outbuf_init(&self.path)
@@ -76,6 +78,70 @@ cdef class KvOps:
         if self.ranges + self.writes > 1:
             meter_count(M_TXNS, 1)
         self.ranges = self.writes = 0
+    # ---- permissions ----
+
+    cdef int may_put(self, const put_request *r) noexcept nogil:
+        cdef int error = auth_may_write(&self.caller, r.key.data, r.key.size, NULL, 0)
+        if error == 0:
+            # Whoever may not end the lease must not make this key end with it.
+            error = auth_may_write_lease(self.leases, &self.caller, r.lease)
+        if error == 0 and r.prev_kv:
+            error = auth_may_read(&self.caller, r.key.data, r.key.size, NULL, 0)
+        return error
+
+    cdef int may_delete(self, const delete_request *r) noexcept nogil:
+        cdef int error = auth_may_write(&self.caller, r.key.data, r.key.size, r.end.data, r.end.size)
+        if error == 0 and r.prev_kv:
+            error = auth_may_read(&self.caller, r.key.data, r.key.size, r.end.data, r.end.size)
+        return error
+
+    cdef int may_txn(self, const bytes_view *message, int depth) noexcept nogil:
+        cdef wire_cursor c
+        cdef wire_field f
+        cdef bytes_view part, inner
+        cdef compare_op compare
+        cdef put_request put
+        cdef range_request query
+        cdef delete_request deletion
+        cdef int kind, rc
+        cdef int error = 0
+        if depth > DEPTH_MAX:
+            return ERR_TOO_MANY_OPS
+        cursor_at(&c, message)
+        while error == 0:
+            rc = wire_next(&c, &f)
+            if rc == WIRE_END:
+                return 0
+            if rc < 0:
+                return OPS_MALFORMED
+            if f.type != WIRE_BYTES:
+                continue
+            part.data = f.data
+            part.size = f.size
+            if f.number == TXN_COMPARE:
+                if decode_compare(&part, &compare) < 0:
+                    return OPS_MALFORMED
+                error = auth_may_read(
+                    &self.caller, compare.key.data, compare.key.size, compare.end.data, compare.end.size)
+            elif f.number == TXN_SUCCESS or f.number == TXN_FAILURE:
+                kind = decode_op(&part, &inner)
+                if kind == OP_RANGE:
+                    if decode_range(&inner, &query) < 0:
+                        return OPS_MALFORMED
+                    error = auth_may_read(&self.caller, query.key.data, query.key.size, query.end.data, query.end.size)
+                elif kind == OP_PUT:
+                    if decode_put(&inner, &put) < 0:
+                        return OPS_MALFORMED
+                    error = self.may_put(&put)
+                elif kind == OP_DELETE:
+                    if decode_delete(&inner, &deletion) < 0:
+                        return OPS_MALFORMED
+                    error = self.may_delete(&deletion)
+                elif kind == OP_TXN:
+                    error = self.may_txn(&inner, depth + 1)
+                elif kind < 0:
+                    return OPS_MALFORMED
+        return error
 
     # ---- single writes ----
 
@@ -86,6 +152,10 @@ cdef class KvOps:
             return OPS_MALFORMED
         if self.alarms:
             return ERR_CORRUPT if self.alarms & ALARM_CORRUPT else ERR_NO_SPACE
+        if not self.caller.free:
+            error = self.may_put(&r)
+            if error:
+                return error
         if r.lease != 0 and not self.lease_exists(r.lease):
             return ERR_LEASE_NOT_FOUND
         self.mvcc.begin()
@@ -101,6 +171,10 @@ cdef class KvOps:
             return OPS_MALFORMED
         if self.alarms & ALARM_CORRUPT:
             return ERR_CORRUPT
+        if not self.caller.free:
+            error = self.may_delete(&r)
+            if error:
+                return error
         self.mvcc.begin()
         error = self.do_delete(&r, out, False)
         self.mvcc.commit()
@@ -203,6 +277,10 @@ cdef class KvOps:
             return ERR_CORRUPT
         if self.alarms & ALARM_NOSPACE and self.has_put(message):
             return ERR_NO_SPACE
+        if not self.caller.free:
+            error = self.may_txn(message, 0)
+            if error:
+                return error
         self.mvcc.begin()
         # A read may come between two slices of a revoke, whose tombstones are in the index already.
         self.compared_at = self.mvcc.current if read_only else 0

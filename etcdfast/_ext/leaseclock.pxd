@@ -9,6 +9,7 @@ good, or `timeout_ns` have passed.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from etcdfast._ext.authgate cimport AuthGate
 from etcdfast._ext.kvreq cimport bytes_view
 from etcdfast._ext.leaseops cimport LeaseOps
 from etcdfast._ext.longread cimport asker
@@ -24,6 +25,7 @@ cdef enum:
 cdef class LeaseClock:
     cdef readonly LeaseOps ops
     cdef Outbox out
+    cdef AuthGate gate
     cdef void *page           # of consensus
     cdef int64_t timeout_ns   # that a call may wait for the leader
     cdef outbuf answer
@@ -39,7 +41,9 @@ cdef class LeaseClock:
     cdef int64_t not_before_ns     # when the ring had no room, the time to look again
     cdef uint64_t led_term         # in which this member was promoted last
 
-    cdef void connect(self, Outbox out, void *consensus_page) noexcept
+    cdef void connect(self, Outbox out, AuthGate gate, void *consensus_page) noexcept
+    # ERR_ id of why a keep-alive may not be, 0 none.
+    cdef int refuses(self, ipc_record *r, bytes message) except -1
     # A record of a keep-alive stream: CALL, HALF or CANCEL.
     cdef int take(self, ipc_record *r) except -1
     # A LeaseTimeToLive behind the log; its answer comes in `answers`, an error goes out at once.

@@ -4,11 +4,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from etcdfast._ext.authgate cimport AuthGate
 from etcdfast._ext.clock cimport now_ns
 from etcdfast._ext.errids cimport (
-    ERR_LEADER_CHANGED, ERR_LEASE_NOT_FOUND, ERR_NO_LEADER, ERR_NOT_LEADER, ERR_TIMEOUT, ERR_TOO_MANY_REQUESTS,
+    ERR_INVALID_AUTH_TOKEN, ERR_LEADER_CHANGED, ERR_LEASE_NOT_FOUND, ERR_NO_LEADER, ERR_NOT_LEADER, ERR_TIMEOUT, ERR_TOO_MANY_REQUESTS,
     ERR_UNKNOWN,
 )
+from etcdfast._ext.identity cimport IPC_FLAG_BAD_TOKEN, message_bytes
 from etcdfast._ext.kvreq cimport bytes_view, decode_lease, lease_request
 from etcdfast._ext.leaseops cimport LEASE_NOT_PRIMARY, LEASE_WAITS, REVOKE_KEYS_MAX, LeaseOps
 from etcdfast._ext.leasetable cimport lease_row
@@ -43,7 +45,7 @@ cdef class Waiter:
     """A call that waits: a stream of keep-alives, or one LeaseTimeToLive."""
 
     cdef bytes raw              # its asker
-    cdef object messages        # deque; None for the client's end
+    cdef object messages        # deque; None for the client's end, an error id for what the caller may not
     cdef int64_t deadline_ns    # until which its first message may wait for the leader; 0: it does not
     cdef int64_t revision       # of the store when that message was first passed on: the answer's header
     cdef uint32_t token         # of its FORWARD under way, 0 none
@@ -107,8 +109,9 @@ cdef class LeaseClock:
     def __dealloc__(self):
         outbuf_free(&self.answer)
 
-    cdef void connect(self, Outbox out, void *consensus_page) noexcept:
+    cdef void connect(self, Outbox out, AuthGate gate, void *consensus_page) noexcept:
         self.out = out
+        self.gate = gate
         self.page = consensus_page
 
     # ---- calls ----
@@ -116,15 +119,21 @@ cdef class LeaseClock:
     cdef int take(self, ipc_record *r) except -1:
         cdef asker who
         cdef Waiter waiter
-        cdef bytes message = None
+        cdef int error
+        message = None
         asker_of(&who, r, r.method)
         key = key_of(&who)
         waiter = self.waiting.get(key)
         if r.kind == IPC_CALL:
-            message = PyBytes_FromStringAndSize(record_payload(r), record_payload_len(r))
+            message = PyBytes_FromStringAndSize(record_payload(r), message_bytes(r))
+            error = self.refuses(r, message)
             if waiter is None:
+                if error:
+                    return self.refuse(&who, error)
                 self.ask(&who, message)
                 return 0
+            if error:
+                message = error   # in its turn
         elif r.kind == IPC_HALF:
             if waiter is None:
                 self.out.post(&who, IPC_END, 0, NULL, 0)
@@ -138,6 +147,14 @@ cdef class LeaseClock:
             self.cancel(key)
             self.out.post(&who, IPC_END, ERR_TOO_MANY_REQUESTS, NULL, 0)
         return 0
+
+    cdef int refuses(self, ipc_record *r, bytes message) except -1:
+        if not self.gate.table.enabled:
+            return 0
+        if r.flags & IPC_FLAG_BAD_TOKEN:
+            return ERR_INVALID_AUTH_TOKEN
+        self.gate.admit(r)
+        return self.gate.may_renew(lease_id(message))
 
     cdef int time_to_live(self, const asker *who, bytes message) except -1:
         if self.messages >= WAITING_MAX:
@@ -212,6 +229,9 @@ cdef class LeaseClock:
             message = waiter.messages[0]
             if message is None:
                 self.out.post(&who, IPC_END, 0, NULL, 0)
+            elif type(message) is int:
+                self.cancel(key)
+                return self.refuse(&who, message)
             elif self.ask(&who, message) != 0:
                 return 0
             waiter.messages.popleft()
@@ -390,7 +410,9 @@ cdef class LeaseClock:
 
     cdef int step(self, int64_t now) except -1:
         cdef int64_t ids[EXPIRE_BATCH]
-        cdef uint8_t request[16]
+        cdef uint8_t request[32]
+        cdef uint64_t size
+        cdef uint32_t root = 4 if self.gate.table.enabled else 0
         cdef int count, i
         if now >= self.deadline_due_ns:
             self.time_out(now)
@@ -401,8 +423,10 @@ cdef class LeaseClock:
             return 0
         count = self.ops.due(now, ids, EXPIRE_BATCH)
         for i in range(count):
+            size = <uint64_t>(wire_put_uint(request, 1, <uint64_t>ids[i]) - request)
+            memcpy(request + size, b"root", 4)   # as etcd: whoever may write its keys, time ends every lease
             self.out.propose(
-                RPC_LEASE_REVOKE, 0, request, <uint64_t>(wire_put_uint(request, 1, <uint64_t>ids[i]) - request), 0)
+                RPC_LEASE_REVOKE, 0, request, size + root, 0, root, self.gate.table.revision if root else 0)
         outbuf_reset(&self.answer)
         if self.ops.checkpoints_due(now, &self.answer) > 0:
             self.out.propose(IPC_LEASE_CHECKPOINT, 0, self.answer.data, self.answer.size, 0)

@@ -6,6 +6,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
+from etcdfast._ext.authlease cimport auth_may_write_row
 from etcdfast._ext.errids cimport (
     ERR_CORRUPT, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, ERR_LEASE_TTL_TOO_LARGE, ERR_NONE,
     ERR_NO_SPACE,
@@ -194,6 +195,7 @@ cdef class LeaseOps:
     cdef int revoke(self, const bytes_view *message, outbuf *out) except -1:
         cdef lease_request r
         cdef lease_row *row
+        cdef int error
         if decode_lease(message, &r) < 0:
             return OPS_MALFORMED
         if self.ops.alarms & ALARM_CORRUPT:
@@ -201,6 +203,10 @@ cdef class LeaseOps:
         row = self.table.find(r.id)
         if row == NULL:
             return ERR_LEASE_NOT_FOUND
+        if not self.ops.caller.free:
+            error = auth_may_write_row(&self.ops.caller, row)
+            if error:
+                return error
         if self.revoking != NULL:
             raise AssertionError("an entry was handed over between two slices of a revoke")
         self.mvcc.begin()

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from etcdfast._ext.applyloop cimport ApplyLoop
+from etcdfast._ext.authtable cimport AuthTable
 from etcdfast._ext.longread cimport PART_BYTES, asker
 from etcdfast._ext.ring cimport IPC_END, IPC_FLAG_NEW_ID, IPC_MESSAGE, IPC_PART, IPC_REPLY, IPC_REPLY_BYTES_MAX
 from etcdfast._ext.rpcids cimport RPC_LEASE_GRANT
@@ -21,6 +22,7 @@ cdef class ServiceGate:
         cdef uint32_t user_bytes = <uint32_t>PyBytes_GET_SIZE(user)
         if user_bytes:
             request = request + user
+            auth_revision = auth_revision or self.loop.ops.auth.revision
         return bool(self.loop.out.propose(
             method, IPC_FLAG_NEW_ID if method == RPC_LEASE_GRANT else 0, PyBytes_AS_STRING(request),
             <uint64_t>PyBytes_GET_SIZE(request), token, user_bytes, auth_revision))
@@ -63,3 +65,8 @@ cdef class ServiceGate:
         cdef bytes raw = text.encode()
         memcpy(&to, PyBytes_AS_STRING(who), sizeof(asker))
         self.loop.out.post(&to, IPC_END, status, PyBytes_AS_STRING(raw), <uint64_t>PyBytes_GET_SIZE(raw))
+
+    def may_read(self, bytes user, uint64_t auth_revision, bytes key, bytes range_end):
+        """Error id of why the caller may not read that now, 0 none."""
+        cdef AuthTable auth = self.loop.ops.auth
+        return auth.may_read(user, auth_revision or (auth.revision if user else 0), key, range_end)

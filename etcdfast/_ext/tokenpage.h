@@ -26,7 +26,7 @@
 #define TOKEN_NAME_BYTES 256u
 #define TOKEN_SLOTS_MAX (1ull << 24)
 #define TOKEN_READ_ATTEMPTS 64
-#define TOKEN_USE_STEP_NS 1000000000ull /* use is stamped this often at most: etcd looks at TTLs once a second */
+#define TOKEN_USE_STEP_NS 1000000000ull /* etcd looks at TTLs once a second */
 
 typedef struct {
     uint64_t magic;
@@ -150,9 +150,19 @@ static inline token_slot *token_set(const token_view *v, const uint64_t hash[2])
     return v->slots + (hash[0] & v->set_mask) * TOKEN_WAYS;
 }
 
-/* Whether the token, last seen used at `used_ns`, is valid now. */
+/* Use is stamped only so often, so that a busy token's slot is not written with each request. */
+static inline uint64_t token_step(uint64_t ttl_ns) {
+    return ttl_ns / 8 < TOKEN_USE_STEP_NS ? ttl_ns / 8 : TOKEN_USE_STEP_NS;
+}
+
+/* When it ends unless it is used again: never before its TTL is over, and at most a step behind that. */
+static inline uint64_t token_due(uint64_t used_ns, uint64_t ttl_ns, uint64_t expires_ns) {
+    uint64_t due = ttl_ns ? used_ns + ttl_ns + token_step(ttl_ns) : UINT64_MAX;
+    return expires_ns && expires_ns < due ? expires_ns : due;
+}
+
 static inline int token_lives(uint64_t used_ns, uint64_t ttl_ns, uint64_t expires_ns, uint64_t now_ns) {
-    return !(ttl_ns && now_ns > used_ns && now_ns - used_ns >= ttl_ns) && !(expires_ns && now_ns >= expires_ns);
+    return now_ns < token_due(used_ns, ttl_ns, expires_ns);
 }
 
 /* Reader: 1 when the token is there (valid or not), 0 when not. */
@@ -195,8 +205,7 @@ static inline int token_use(const token_found *f, uint64_t now_ns) {
     uint64_t used = atomic_load_explicit(&f->slot->used_ns, memory_order_relaxed);
     if (!token_lives(used, f->ttl_ns, f->expires_ns, now_ns)) return 0;
     if (f->ttl_ns && now_ns > used) {
-        uint64_t step = f->ttl_ns / 8 < TOKEN_USE_STEP_NS ? f->ttl_ns / 8 : TOKEN_USE_STEP_NS;
-        if (now_ns - used > step) atomic_store_explicit(&f->slot->used_ns, now_ns, memory_order_relaxed);
+        if (now_ns - used > token_step(f->ttl_ns)) atomic_store_explicit(&f->slot->used_ns, now_ns, memory_order_relaxed);
     }
     return 1;
 }

@@ -36,6 +36,7 @@ cdef extern from "tokenpage.h" nogil:
     int token_find(const token_view *v, const uint64_t *hash, token_found *out)
     # Reader: whether what was found is still there and valid; if so it counts as used now (CLOCK_MONOTONIC ns).
     int token_use(const token_found *f, uint64_t now_ns)
+    uint64_t token_due(uint64_t used_ns, uint64_t ttl_ns, uint64_t expires_ns)
     int token_lives(uint64_t used_ns, uint64_t ttl_ns, uint64_t expires_ns, uint64_t now_ns)
     uint64_t token_used(const token_slot *slot)
     void token_write(token_slot *slot, const uint64_t *hash, const char *name, uint32_t name_size, uint64_t revision,

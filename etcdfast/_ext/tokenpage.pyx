@@ -7,6 +7,8 @@ from libc.string cimport memset
 import heapq
 import os
 
+cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFFu
+
 SLOTS_DEFAULT = 1 << 16     # 20 MiB of address space; pages are there once they are written
 NAME_BYTES_MAX = TOKEN_NAME_BYTES
 
@@ -64,13 +66,8 @@ cdef class _Entry:
         return stamped if stamped > self.used_ns else self.used_ns
 
     cdef uint64_t due(self) noexcept:
-        """When it ends unless it is used again; 0 never."""
-        cdef uint64_t at = 0
-        if self.ttl_ns:
-            at = self.used() + self.ttl_ns
-        if self.expires_ns and (at == 0 or self.expires_ns < at):
-            at = self.expires_ns
-        return at
+        """When it ends unless it is used again."""
+        return token_due(self.used(), self.ttl_ns, self.expires_ns)
 
 
 cdef class TokenPage:
@@ -106,7 +103,7 @@ cdef class TokenPage:
 
     @property
     def next_due_ns(self):
-        return self.due[0][0] if self.due else 0
+        return self.due[0][0] if self.due and self.due[0][0] != NEVER else 0
 
     def put(self, bytes token not None, bytes user not None, uint64_t now_ns, *, uint64_t revision=0, uint64_t ttl_ns=0,
             uint64_t expires_ns=0):
@@ -127,8 +124,7 @@ cdef class TokenPage:
         entry.slot = NULL
         self.entries[token] = entry
         self.users.setdefault(user, {})[token] = None
-        at = entry.due()
-        heapq.heappush(self.due, (at if at else 0xFFFFFFFFFFFFFFFF, token))
+        heapq.heappush(self.due, (entry.due(), token))
         self._show(entry, now_ns)
         if len(self.due) > 64 and len(self.due) > 4 * len(self.entries):
             self._rebuild()
@@ -240,5 +236,5 @@ cdef class TokenPage:
     cdef _rebuild(self):
         """Without what the heap holds of tokens that are gone."""
         cdef _Entry entry
-        self.due = [(entry.due() or 0xFFFFFFFFFFFFFFFF, entry.token) for entry in self.entries.values()]
+        self.due = [(entry.due(), entry.token) for entry in self.entries.values()]
         heapq.heapify(self.due)

@@ -12,6 +12,7 @@ BLOB_BYTES_MAX, what is under way to a stream by its credit. Source: reference/f
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from etcdfast._ext.authtable cimport AuthTable, auth_caller
 from etcdfast._ext.changes cimport kv_change
 from etcdfast._ext.outbuf cimport outbuf
 from etcdfast._ext.ring cimport ipc_record
@@ -30,6 +31,9 @@ cdef enum:
 
 # attach_ring, deliver and the figures are WatchCore's.
 cdef class WatchHub(WatchCore):
+    cdef AuthTable auth                  # None: everybody may watch everything
+    cdef auth_caller caller              # whose message is at hand, while auth is on
+    cdef bint bad_token                  # which came with a token that is none
     cdef uint64_t progress_interval_ns
     cdef uint64_t random
     cdef int64_t compacted_seen
@@ -58,6 +62,8 @@ cdef class WatchHub(WatchCore):
 
     cdef watch_stream *open_stream(self, const ipc_record *r) except NULL
     cdef int create(self, watch_stream *s, const watch_request *q) except -1
+    # Why the caller may not watch that, in etcd's words; NULL: it may.
+    cdef const char *forbids(self, const watch_request *q) noexcept nogil
     cdef int cancel_compacted(self, watcher *w) except -1
     cdef int notify(self, watch_stream *s, int64_t now_ns) noexcept nogil
     cdef int64_t jittered(self) noexcept nogil

@@ -6,7 +6,10 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from etcdfast._ext.authtable cimport AuthTable, auth_caller_of, auth_identity, auth_may_read
 from etcdfast._ext.changes cimport kv_change
+from etcdfast._ext.errids cimport ERR_AUTH_OLD_REVISION, ERR_USER_EMPTY
+from etcdfast._ext.identity cimport IPC_FLAG_BAD_TOKEN, identity_of, message_bytes
 from etcdfast._ext.kvenc cimport parse_keyvalue, stored_kv
 from etcdfast._ext.mvcc cimport Mvcc
 from etcdfast._ext.outbuf cimport outbuf_free, outbuf_init, outbuf_reset
@@ -91,14 +94,18 @@ cdef class WatchHub(WatchCore):
         cdef watch_request q
         cdef watch_stream *s = stream_find(&self.streams, r)
         cdef watcher *w
-        if decode_watch(<const uint8_t *>record_payload(<ipc_record *>r),
-                        record_payload_len(<ipc_record *>r), &q) < 0:
+        cdef auth_identity who
+        if decode_watch(<const uint8_t *>record_payload(<ipc_record *>r), message_bytes(r), &q) < 0:
             raise HubError("a frontend passed on a watch request that is none")
         if s == NULL:
             s = self.open_stream(r)
         if s.big != NULL and s.big.held.size > WAITING_BYTES_MAX:
             return 0  # its client sends without end and does not read
         if q.kind == WATCH_CREATE:
+            if self.auth is not None and self.auth.enabled:
+                identity_of(r, &who)
+                auth_caller_of(self.auth, &who, &self.caller)
+                self.bad_token = (r.flags & IPC_FLAG_BAD_TOKEN) != 0
             self.create(s, &q)
         elif q.kind == WATCH_CANCEL:
             w = id_find(s, q.watch_id)
@@ -141,6 +148,7 @@ cdef class WatchHub(WatchCore):
         cdef uint64_t shorter
         cdef int order
         cdef int64_t current = self.mvcc.current
+        cdef const char *refusal
         cdef watch_request whole
         if q.key.size == 0:
             whole = q[0]
@@ -149,6 +157,10 @@ cdef class WatchHub(WatchCore):
             return self.create(s, &whole)
         if q.start_revision < 0:
             return self.answer(s, current, -1, True, True, 0, "etcdserver: mvcc: required revision has been compacted")
+        if self.auth is not None and self.auth.enabled:
+            refusal = self.forbids(q)
+            if refusal != NULL:
+                return self.answer(s, current, -1, True, True, 0, refusal)
         if q.end.size and not (q.end.size == 1 and q.end.data[0] == 0):
             shorter = q.key.size if q.key.size < q.end.size else q.end.size
             order = memcmp(q.key.data, q.end.data, shorter)
@@ -209,6 +221,20 @@ cdef class WatchHub(WatchCore):
             w.flags |= WATCHER_AHEAD
         front_add(g, w)
         return 0
+
+    cdef const char *forbids(self, const watch_request *q) noexcept nogil:
+        # The range as it came: an end of one zero byte asks for every key from the first on.
+        cdef int error
+        if self.bad_token:
+            return "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"
+        error = auth_may_read(&self.caller, q.key.data, q.key.size, q.end.data, q.end.size)
+        if error == 0:
+            return NULL
+        if error == ERR_AUTH_OLD_REVISION:
+            return "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old"
+        if error == ERR_USER_EMPTY:
+            return "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
+        return "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
 
     cdef int gone(self, const ipc_record *r) except -1:
         cdef watch_stream *s = stream_find(&self.streams, r)

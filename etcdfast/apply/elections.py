@@ -16,6 +16,7 @@ from etcdfast.apply.waitlines import (
     grant_lease,
     kv_messages,
     need_key,
+    need_line,
     parsed,
     wait_for_turn,
     waiter_key,
@@ -82,6 +83,7 @@ def resign(services, call, payload):
 def leader(services, call, payload):
     request = parsed(_pb().LeaderRequest, payload)
     yield from read_index(LEADER)
+    need_line(services, call, request.name + b"/")
     record = services.space.first_created(request.name + b"/")
     if record is None:
         raise Refused(NO_LEADER)
@@ -102,6 +104,7 @@ def observe(services, call, payload):
         while (yield ReadIndex(OBSERVE))[0]:
             yield Pause(OBSERVE_RETRY_NS)
             call.check()
+        need_line(services, call, prefix)
         record, changes = space.first_created(prefix), ()
         seen = space.current_revision
         if record is None:

@@ -33,6 +33,8 @@ What the loop must give (`loop`):
     reply(who, status, payload, text)
             the whole answer of a call: REPLY, or BEGIN/PART as for any long answer; `text` (str) replaces the
             table's when status is not 0 and it is not empty
+    may_read(user, auth_revision, key, range_end) -> error id
+            whether the caller may read that now
     message(who, payload)
             one message of a stream: MESSAGE, or BEGIN/PART above IPC_REPLY_BYTES_MAX, in order with the others
     end(who, status, text)
@@ -296,6 +298,12 @@ class Services:
         return bool(self._ready)
 
     # ---- for handlers ----
+
+    def need_read(self, call, key, range_end):
+        """Whether the caller may read that, as of now. Errors: Refused."""
+        status = self._loop.may_read(call.user, call.auth_revision, key, range_end)
+        if status:
+            raise Refused(errors.ERRORS[status].text)
 
     def header(self, header, revision=0):
         """Fill a ResponseHeader; revision 0 is the current one."""

@@ -46,6 +46,11 @@ def grant_lease():
     return kv_messages().LeaseGrantResponse.FromString(answer).ID
 
 
+def need_line(services, call, prefix):
+    """The caller may read what lies below `prefix`, which ends in a slash. Errors: Refused."""
+    services.need_read(call, prefix, prefix[:-1] + b"0")
+
+
 def waiter_key(prefix, lease):
     return prefix + f"{lease:x}".encode()
 

@@ -105,7 +105,7 @@ class Calls:
 
     def _add(self, record):
         process, members = self._process, self._process.membership
-        found = read_fields(record.payload, {1: bytes, 2: int})
+        found = read_fields(record.message, {1: bytes, 2: int})
         try:
             urls = _urls(found[1])
         except ValueError:
@@ -134,7 +134,7 @@ class Calls:
 
     def _update(self, record):
         process = self._process
-        found = read_fields(record.payload, {1: int, 2: bytes})
+        found = read_fields(record.message, {1: int, 2: bytes})
         member_id = found[1][-1] if found[1] else 0
         try:
             urls = _urls(found[2])
@@ -226,7 +226,7 @@ class Calls:
             raise Refused(refused)
 
     def _member(self, record, field):
-        found = read_fields(record.payload, {field: int})[field]
+        found = read_fields(record.message, {field: int})[field]
         return found[-1] if found else 0
 
     # ---- leadership ---------------------------------------------------------------------------------

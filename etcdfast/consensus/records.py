@@ -26,3 +26,8 @@ class Record:
     @property
     def payload(self):
         return self.raw[RECORD_HEADER_BYTES:]
+
+    @property
+    def message(self):
+        """The payload of a PROPOSE without the user name behind it (_ext/identity.pxd)."""
+        return self.raw[RECORD_HEADER_BYTES : len(self.raw) - self.status]

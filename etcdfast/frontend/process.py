@@ -11,6 +11,7 @@ from etcdfast import log
 from etcdfast._ext import frontloop
 from etcdfast._ext.ring import APPLY_WORDS, Ring, StatusPage
 from etcdfast._ext.tlscontext import TlsContext, TlsError, TlsOptions
+from etcdfast._ext.tokenpage import TokenReader
 from etcdfast.api.errors import ERRORS
 from etcdfast.api.rpcs import RPCS
 from etcdfast.config import clienttls
@@ -68,6 +69,8 @@ def serve(boot):
         knock=knock,
         wakeup=signal_fd,
         life=boot.life_fd,
+        tokens=TokenReader(boot.tokens) if boot.tokens >= 0 else None,
+        cert_names=boot.config.client_cert_auth,
         tls=tls,
         tls_listeners=[i for i, (url, _, _) in enumerate(listen) if is_tls(url)],
         share_figures=boot.meters_fd >= 0,
