@@ -807,8 +807,12 @@ cdef class ApplyLoop:
         status_put(page, ST_REVISION, <uint64_t>self.mvcc.current)
         status_put(page, ST_COMPACTED, <uint64_t>self.mvcc.compacted)
         status_put(page, ST_DB_IN_USE_BYTES, <uint64_t>self.mvcc.in_use_bytes)
-        status_put(page, ST_ALARMS, <uint64_t>self.ops.alarms)
-        status_put(page, ST_AUTH_REVISION, self.ops.auth.revision)
-        status_put(page, ST_AUTH_ENABLED, self.ops.auth.enabled)
+        # Frontends look at these with each call: they keep the line in their caches while it is not written.
+        if status_get(page, ST_ALARMS) != <uint64_t>self.ops.alarms:
+            status_put(page, ST_ALARMS, <uint64_t>self.ops.alarms)
+        if status_get(page, ST_AUTH_REVISION) != self.ops.auth.revision:
+            status_put(page, ST_AUTH_REVISION, self.ops.auth.revision)
+        if status_get(page, ST_AUTH_ENABLED) != <uint64_t>self.ops.auth.enabled:
+            status_put(page, ST_AUTH_ENABLED, self.ops.auth.enabled)
         status_put(page, ST_APPLIED_TERM, self.applied_term)
         status_put(page, ST_APPLIED_INDEX, self.applied_index)

@@ -17,7 +17,7 @@ from etcdfast._ext.ring cimport ipc_record
 
 cdef enum:
     CHECKS_MAX = 4096          # questions after tokens that wait; more are refused
-    CHECK_NS = 7000000000      # that one waits at most: etcd waits as long as its client does
+    CHECK_NS = 5000000000      # that one waits at most, less than its call may; etcd waits as long as the client does
 
 
 cdef class AuthGate:

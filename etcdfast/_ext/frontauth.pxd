@@ -12,7 +12,7 @@ from etcdfast._ext.frontconn cimport conn_t, loop_t
 from etcdfast._ext.grpcwire cimport GRPC_INTERNAL
 from etcdfast._ext.h2stream cimport h2_end, h2_say
 from etcdfast._ext.h2token cimport TOKEN_ASKED, TOKEN_BAD, TOKEN_KNOWN, TOKEN_NEW, h2_token
-from etcdfast._ext.h2types cimport h2_stream
+from etcdfast._ext.h2types cimport STREAM_CALL, h2_stream
 from etcdfast._ext.identity cimport IPC_FLAG_AUTH_NOW, IPC_FLAG_BAD_TOKEN
 from etcdfast._ext.ring cimport ST_AUTH_ENABLED, ST_AUTH_REVISION, ipc_record, status_get
 from etcdfast._ext.tokenpage cimport token_find, token_hash, token_use
@@ -76,8 +76,8 @@ cdef inline int client_who(loop_t *loop, h2_stream *s, client_t *who) noexcept n
     if s.token != NULL:
         return token_look(loop, <h2_token *>s.token, who)
     conn = <conn_t *>s.conn.owner
-    # Calls of the JSON gateway have even ids. As in etcd the certificate of an HTTP client names nobody.
-    if not loop.cert_names or not conn.has_cert or not s.id & 1 or conn.cert_name_size > AUTH_NAME_BYTES_MAX:
+    # As in etcd the certificate of the gateway's client names nobody.
+    if not loop.cert_names or not conn.has_cert or s.flags & STREAM_CALL or conn.cert_name_size > AUTH_NAME_BYTES_MAX:
         return WHO_NOBODY
     who.name = conn.cert_name
     who.size = conn.cert_name_size

@@ -16,6 +16,7 @@ from etcdfast._ext.h2request cimport h2_end_request, h2_take_data
 from etcdfast._ext.h2stream cimport (
     h2_copy_out, h2_drop_request, h2_drop_stream, h2_flow, h2_new_stream, h2_push_copy, h2_respond,
 )
+from etcdfast._ext.h2token cimport token_note
 from etcdfast._ext.h2types cimport *
 from etcdfast._ext.http2 cimport h2_find
 from etcdfast._ext.netsys cimport clock_ns
@@ -286,6 +287,8 @@ cdef class HttpFace:
             return False
         s.method = <uint8_t>method
         s.timeout_ns = timeout_ns
+        if token:
+            token_note(conn.h2, s, <const uint8_t *>PyBytes_AS_STRING(token), <size_t>PyBytes_GET_SIZE(token))
         if require_leader:
             s.flags &= ~<uint32_t>STREAM_NO_LEADER_OK
         server.counters.started[method] += 1
