@@ -56,6 +56,11 @@ cdef inline void token_note(h2_conn *conn, h2_stream *s, const uint8_t *value, s
         token_release(<h2_token *>s.token)
         s.token = NULL
     if t == NULL or t.size != size or memcmp(t.data, value, size) != 0:
+        # Many calls may come with a token that apply is being asked about, and others between them.
+        t = <h2_token *>conn.asked
+        while t != NULL and (t.size != size or memcmp(t.data, value, size) != 0):
+            t = t.asked_next
+    if t == NULL:
         t = <h2_token *>calloc(1, sizeof(h2_token) + size)
         if t == NULL:
             return
