@@ -12,7 +12,7 @@ from etcdfast._ext.errids cimport (
     ERR_COMPACTED, ERR_CORRUPT, ERR_FUTURE_REV, ERR_NONE, ERR_NOT_CAPABLE, ERR_RANGE_STREAM_FILTER,
     ERR_RANGE_STREAM_SORT, ERR_TOO_MANY_REQUESTS,
 )
-from etcdfast._ext.identity cimport IPC_TOKEN_CHECK, is_relayed, message_bytes
+from etcdfast._ext.identity cimport IPC_TOKEN_CHECK, is_relayed, is_service, message_bytes
 from etcdfast._ext.kvenc cimport parse_keyvalue, stored_kv
 from etcdfast._ext.kvops cimport ALARM_CORRUPT, OPS_MALFORMED, KvOps
 from etcdfast._ext.kvreq cimport (
@@ -36,16 +36,14 @@ from etcdfast._ext.spin cimport SPIN_NS, sched_yield, spin_in_vain, spin_note, s
 from etcdfast._ext.ring cimport (
     IPC_CALL, IPC_CANCEL, IPC_CREDIT, IPC_ENTRY, IPC_FORWARDED, IPC_HALF, IPC_HARD, IPC_MEMBER, IPC_MEMBERS,
     IPC_NOBODY, IPC_PEER, IPC_READ, IPC_REFUSE, IPC_REPLY, IPC_REPLY_BYTES_MAX, IPC_SELF, IPC_SNAPSHOT, IPC_SNAPSHOT_DONE,
-    Ring, ST_ALARMS, ST_APPLIED_INDEX, ST_AUTH_ENABLED, ST_AUTH_REVISION,
-    ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
+    Ring, ST_APPLIED_INDEX, ST_APPLIED_TERM, ST_APPLY_READY, ST_CLUSTER_ID, ST_COMPACTED, ST_DB_IN_USE_BYTES, ST_LEADER, ST_MEMBER_ID, ST_REVISION,
     ST_TERM, StatusPage, ipc_record, record_payload, record_payload_len, ring_advance, ring_awake,
     ring_broken, ring_knock, ring_peek, ring_release, ring_sleep, ring_view, status_get, status_put,
 )
 from etcdfast._ext.watchhub cimport WatchHub
 from etcdfast._ext.rpcids cimport (
-    RPC_AUTHENTICATE, RPC_USER_ADD, RPC_USER_CHANGE_PASSWORD,
-    RPC_COMPACT, RPC_DELETE_RANGE, RPC_ELECTION_RESIGN, RPC_LEASE_GRANT, RPC_LEASE_KEEP_ALIVE, RPC_LEASE_LEASES, RPC_LEASE_REVOKE,
-    RPC_LEASE_TIME_TO_LIVE, RPC_LOCK, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_SNAPSHOT, RPC_TXN, RPC_WATCH,
+    RPC_COMPACT, RPC_DELETE_RANGE, RPC_LEASE_GRANT, RPC_LEASE_KEEP_ALIVE, RPC_LEASE_LEASES, RPC_LEASE_REVOKE,
+    RPC_LEASE_TIME_TO_LIVE, RPC_PUT, RPC_RANGE, RPC_RANGE_STREAM, RPC_TXN, RPC_WATCH,
 )
 
 from collections import deque
@@ -64,13 +62,6 @@ cdef enum:
 
 class EntryCorrupt(Exception):
     """A committed entry that cannot be decoded: going on would part this member from the others."""
-
-
-cdef inline bint is_service(int method) noexcept nogil:
-    """Whether apply/services.py carries a call out."""
-    return (
-        RPC_LOCK <= method <= RPC_ELECTION_RESIGN or method == RPC_SNAPSHOT or method == RPC_AUTHENTICATE
-        or method == RPC_USER_ADD or method == RPC_USER_CHANGE_PASSWORD)
 
 
 cdef int append(outbuf *b, bytes data) except -1:
@@ -702,10 +693,8 @@ cdef class ApplyLoop:
             return self.leases.take(r)
         elif is_service(r.method):
             return self.take_service(r)
-        elif r.method == IPC_TOKEN_CHECK:
-            return self.gate.token_check(r)
-        elif r.kind == IPC_CALL and is_relayed(r.method):
-            return self.gate.relay(r)
+        elif r.kind == IPC_CALL and (is_relayed(r.method) or r.method == IPC_TOKEN_CHECK):
+            return self.gate.take(r)
         elif r.kind == IPC_CALL:
             return self.run_read(r)
         asker_of(&who, r, 0)
@@ -735,8 +724,7 @@ cdef class ApplyLoop:
             refused = self.gate.service_refused(r)
             if refused is not None:
                 return self.reply_cold(&who, refused)
-            payload, user, revision = self.gate.parts(r)
-            self.services.call(r.method, payload, name, user, revision)
+            self.services.call(r.method, *self.gate.parts(r, name))
         elif r.kind == IPC_CREDIT:
             if not self.services.credit(name, r.index):
                 self.answers.credit(&who, <int64_t>r.index)   # its answer is a long one
@@ -807,12 +795,6 @@ cdef class ApplyLoop:
         status_put(page, ST_REVISION, <uint64_t>self.mvcc.current)
         status_put(page, ST_COMPACTED, <uint64_t>self.mvcc.compacted)
         status_put(page, ST_DB_IN_USE_BYTES, <uint64_t>self.mvcc.in_use_bytes)
-        # Frontends look at these with each call: they keep the line in their caches while it is not written.
-        if status_get(page, ST_ALARMS) != <uint64_t>self.ops.alarms:
-            status_put(page, ST_ALARMS, <uint64_t>self.ops.alarms)
-        if status_get(page, ST_AUTH_REVISION) != self.ops.auth.revision:
-            status_put(page, ST_AUTH_REVISION, self.ops.auth.revision)
-        if status_get(page, ST_AUTH_ENABLED) != <uint64_t>self.ops.auth.enabled:
-            status_put(page, ST_AUTH_ENABLED, self.ops.auth.enabled)
+        self.gate.publish(page)
         status_put(page, ST_APPLIED_TERM, self.applied_term)
         status_put(page, ST_APPLIED_INDEX, self.applied_index)

@@ -36,12 +36,16 @@ cdef class AuthGate:
     # whole; a transaction is not, KvOps does that.
     cdef int check(self, const ipc_record *r) noexcept nogil
     cdef int refuses(self, const ipc_record *r) noexcept nogil
+    # Words of the status page that frontends look at with each call.
+    cdef void publish(self, void *page) noexcept nogil
+    # A CALL with one of IPC_TOKEN_CHECK and is_relayed.
+    cdef int take(self, ipc_record *r) except -1
     # A CALL of what consensus does: refused, or on its way there.
     cdef int relay(self, ipc_record *r) except -1
     # Of a call that services.py carries out: (status, text) when it is refused, None when not.
     cdef object service_refused(self, const ipc_record *r)
-    # Its (message, user, auth revision); the revision of a simple token is 0: it holds at any.
-    cdef tuple parts(self, const ipc_record *r)
+    # Its (message, name of the call, user, auth revision); the revision of a simple token is 0: it holds at any.
+    cdef tuple parts(self, const ipc_record *r, bytes name)
     # A question after a token.
     cdef int token_check(self, ipc_record *r) except -1
     # Ask again for those whose answer was not known yet. 1: somebody got an answer.

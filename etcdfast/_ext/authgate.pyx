@@ -13,7 +13,7 @@ from etcdfast._ext.errids cimport (
     ERR_AUTH_OLD_REVISION, ERR_INVALID_AUTH_TOKEN, ERR_TOO_MANY_REQUESTS, ERR_UNKNOWN,
 )
 from etcdfast._ext.identity cimport (
-    IPC_FLAG_AUTH_NOW, IPC_FLAG_BAD_TOKEN, identity_of, identity_of_entry, message_bytes,
+    IPC_FLAG_AUTH_NOW, IPC_FLAG_BAD_TOKEN, IPC_TOKEN_CHECK, identity_of, identity_of_entry, message_bytes,
 )
 from etcdfast._ext.kvops cimport KvOps
 from etcdfast._ext.kvreq cimport bytes_view, decode_lease, decode_range, lease_request, range_request
@@ -21,7 +21,8 @@ from etcdfast._ext.leasetable cimport QUEUE_EXPIRY, lease_queue, lease_row
 from etcdfast._ext.longread cimport asker, asker_of
 from etcdfast._ext.outbox cimport Outbox
 from etcdfast._ext.ring cimport (
-    IPC_PROPOSE, IPC_REPLY, IPC_SELF, ipc_record, record_payload, record_payload_len, ring_claim, ring_commit, ring_publish,
+    IPC_PROPOSE, IPC_REPLY, IPC_SELF, ST_ALARMS, ST_AUTH_ENABLED, ST_AUTH_REVISION, ipc_record, record_payload,
+    record_payload_len, ring_claim, ring_commit, ring_publish, status_get, status_put,
 )
 from etcdfast._ext.rpcids cimport (
     RPC_ALARM, RPC_DEFRAGMENT, RPC_ELECTION_RESIGN, RPC_HASH, RPC_HASH_KV, RPC_LEASE_LEASES, RPC_LEASE_TIME_TO_LIVE, RPC_LOCK,
@@ -125,6 +126,18 @@ cdef class AuthGate:
                 return error
         return 0
 
+    cdef void publish(self, void *page) noexcept nogil:
+        # They keep the line in their caches as long as it is not written.
+        if status_get(page, ST_ALARMS) != <uint64_t>self.ops.alarms:
+            status_put(page, ST_ALARMS, <uint64_t>self.ops.alarms)
+        if status_get(page, ST_AUTH_REVISION) != self.table.revision:
+            status_put(page, ST_AUTH_REVISION, self.table.revision)
+        if status_get(page, ST_AUTH_ENABLED) != <uint64_t>self.table.enabled:
+            status_put(page, ST_AUTH_ENABLED, self.table.enabled)
+
+    cdef int take(self, ipc_record *r) except -1:
+        return self.token_check(r) if r.method == IPC_TOKEN_CHECK else self.relay(r)
+
     cdef int relay(self, ipc_record *r) except -1:
         cdef ipc_record *to = NULL
         cdef asker who
@@ -162,10 +175,10 @@ cdef class AuthGate:
             return ERR_UNKNOWN, b"etcdserver: invalid auth token"
         return error, b""
 
-    cdef tuple parts(self, const ipc_record *r):
+    cdef tuple parts(self, const ipc_record *r, bytes name):
         cdef const char *payload = record_payload(<ipc_record *>r)
         cdef Py_ssize_t size = message_bytes(r)
-        return (PyBytes_FromStringAndSize(payload, size), PyBytes_FromStringAndSize(payload + size, r.status),
+        return (PyBytes_FromStringAndSize(payload, size), name, PyBytes_FromStringAndSize(payload + size, r.status),
                 0 if r.flags & IPC_FLAG_AUTH_NOW else r.index)
 
     # ---- tokens that frontends do not know ----

@@ -11,7 +11,8 @@ from etcdfast._ext.authtable cimport auth_identity
 from etcdfast._ext.kvreq cimport INTERNAL_HEADER, bytes_view, cursor_at
 from etcdfast._ext.ring cimport ipc_record, record_payload, record_payload_len
 from etcdfast._ext.rpcids cimport (
-    RPC_ALARM, RPC_COMPACT, RPC_DOWNGRADE, RPC_MEMBER_ADD, RPC_MEMBER_PROMOTE, RPC_MEMBER_UPDATE, RPC_MOVE_LEADER,
+    RPC_ALARM, RPC_AUTHENTICATE, RPC_COMPACT, RPC_DOWNGRADE, RPC_ELECTION_RESIGN, RPC_LOCK, RPC_MEMBER_ADD,
+    RPC_MEMBER_PROMOTE, RPC_MEMBER_UPDATE, RPC_MOVE_LEADER, RPC_SNAPSHOT, RPC_USER_ADD, RPC_USER_CHANGE_PASSWORD,
 )
 from etcdfast._ext.wire cimport WIRE_BYTES, WIRE_MORE, WIRE_VARINT, wire_cursor, wire_field, wire_next
 
@@ -65,3 +66,10 @@ cdef inline bint is_relayed(int method) noexcept nogil:
     state machine's own checks: this member's own compactor and quota propose them in nobody's name."""
     return (RPC_MEMBER_ADD <= method <= RPC_MEMBER_UPDATE or method == RPC_MEMBER_PROMOTE or method == RPC_ALARM
             or method == RPC_COMPACT or method == RPC_MOVE_LEADER or method == RPC_DOWNGRADE)
+
+
+cdef inline bint is_service(int method) noexcept nogil:
+    """Whether apply/services.py carries a call out."""
+    return (
+        RPC_LOCK <= method <= RPC_ELECTION_RESIGN or method == RPC_SNAPSHOT or method == RPC_AUTHENTICATE
+        or method == RPC_USER_ADD or method == RPC_USER_CHANGE_PASSWORD)
