@@ -11,11 +11,11 @@ import pytest
 
 from tests.harness import Reply, pb, reference_server, started_pair, target_server
 
-from .auth_calls import NOBODY, ROLES, USERS, Asked, Side, management
+from .auth_calls import NOBODY, PASSWORDS, ROLES, USERS, Asked, Side, management, operation
 from .compare import Difference, compare_replies
 from .test_random_calls import SEED_VARIABLE
 
-STEPS = 400
+STEPS = 300
 FLAGS = ("--bcrypt-cost", "4")
 
 
@@ -102,3 +102,64 @@ def test_auth_that_is_off_is_managed_by_anybody(pair: Pair) -> None:
         "Authenticate 9 etcdserver: authentication is not enabled",
     ):
         assert pair.seen[expected], f"seed {seed}: never came: {expected}; {sorted(pair.seen)}"
+
+
+def _everybody_logs_in(pair: Pair, where: str) -> None:
+    for name in ("root", "ann", "bob", "cat", "dan"):
+        pair.ask(
+            NOBODY, "Authenticate", pb.AuthenticateRequest(name=name, password=pair.passwords.get(name, "")), where
+        )
+
+
+def test_auth_that_is_on_lets_users_do_what_they_may(pair: Pair) -> None:
+    seed = _seed()
+    chance = random.Random(seed)
+    pair.ask(NOBODY, "UserDelete", pb.AuthUserDeleteRequest(name="root"))
+    pair.ask(NOBODY, "UserAdd", pb.AuthUserAddRequest(name="root", password="pw"))
+    pair.ask(NOBODY, "AuthEnable", pb.AuthEnableRequest())
+    pair.ask(NOBODY, "UserGrantRole", pb.AuthUserGrantRoleRequest(user="root", role="root"))
+    for name in ("ann", "bob", "cat", "dan"):
+        pair.ask(NOBODY, "UserDelete", pb.AuthUserDeleteRequest(name=name))
+        pair.ask(NOBODY, "UserAdd", pb.AuthUserAddRequest(name=name, password=chance.choice(PASSWORDS)))
+    for step in range(60):  # so that there is something to allow
+        method, request = management(chance)
+        if method in ("RoleAdd", "RoleGrantPermission", "UserGrantRole"):
+            pair.ask(NOBODY, method, request, f"seed {seed}, before, {step}")
+    pair.ask(NOBODY, "AuthEnable", pb.AuthEnableRequest())
+    _everybody_logs_in(pair, f"seed {seed}")
+    for step in range(STEPS):
+        where = f"seed {seed}, step {step}"
+        user = chance.choice((NOBODY, "root", "ann", "bob", "cat", "dan"))
+        kind = chance.random()
+        if kind < 0.55:
+            pair.ask(user, *operation(chance), where)
+        elif kind < 0.75:
+            pair.ask("root", *management(chance), where)
+        elif kind < 0.9:
+            pair.ask(user, *management(chance), where)
+        elif kind < 0.97:
+            name = chance.choice(USERS)
+            password = pair.passwords.get(name, "") if chance.random() < 0.7 else "wrong"
+            pair.ask(user, "Authenticate", pb.AuthenticateRequest(name=name, password=password), where)
+        elif kind < 0.98:
+            pair.ask(user, "AuthEnable", pb.AuthEnableRequest(), where)
+        else:
+            pair.ask(user, "AuthStatus", pb.AuthStatusRequest(), where)
+        if step % 50 == 49:
+            _everybody_logs_in(pair, where)
+            pair.all_alike(where)
+    for expected in (
+        "Put 7 etcdserver: permission denied",
+        "Range 7 etcdserver: permission denied",
+        "Range 3 etcdserver: user name is empty",
+        "UserAdd 7 etcdserver: permission denied",
+        "UserAdd 3 etcdserver: user name is empty",
+        "Authenticate 3 etcdserver: authentication failed, invalid user ID or password",
+        "Range",
+        "Put",
+        "Txn",
+    ):
+        assert pair.seen[expected], f"seed {seed}: never came: {expected}; {sorted(pair.seen)}"
+    pair.ask("root", "AuthDisable", pb.AuthDisableRequest())
+    pair.all_alike("off again")
+    pair.ask(NOBODY, "Put", pb.PutRequest(key=b"k"))

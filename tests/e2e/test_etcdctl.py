@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Server, started_pair
+from tests.harness import Server, reference_server, started_pair, target_server
 
 from .etcdctl import Result, etcdctl, normalised
 
@@ -41,7 +41,8 @@ def parse(text: str) -> list[Command]:
 
 @pytest.fixture
 def servers() -> Iterator[tuple[Server, Server]]:
-    with started_pair() as started:
+    environment = {"ETCD_BCRYPT_COST": "4"}
+    with started_pair(reference_server(environment=environment), target_server(environment=environment)) as started:
         yield started
 
 
