@@ -278,12 +278,12 @@ def test_one_that_does_not_answer_holds_up_a_new_cluster_for_a_moment_only(tmp_p
 
 def test_whoever_answers_first_is_enough(tmp_path, peer):
     """The others may be down in a way that only shows after a long while."""
-    joined_by(tmp_path, peer)
+    config = joined_by(tmp_path, peer)
     deaf = Peer()
     deaf.answers["/members"] = None, b""
     try:
         began = time.monotonic()
-        found = join._members_of_cluster([deaf.url, peer.url], 30.0, None)
+        found = join._members_of_cluster(config, [deaf.url, peer.url], 30.0, None)
         assert found[0] == 0x77 and time.monotonic() - began < 25
     finally:
         deaf.close()
