@@ -22,6 +22,7 @@ run: build
 	@exec $(BIN)/etcdfast $(ARGS)
 
 test: build
+	@scripts/setup-tests
 	@exec $(BIN)/python -m pytest -n auto $(ARGS)
 
 asan: build
