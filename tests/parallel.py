@@ -24,6 +24,9 @@ ONE_BY_ONE = (
 LONG = (
     *ONE_BY_ONE,
     "tests/cluster/test_faults.py",
+    "tests/ecosystem/test_patroni.py",
+    "tests/tls/test_members.py",
+    "tests/e2e/test_howto.py",
     "tests/differential/test_random_calls.py",
     "tests/e2e/test_coordination.py",
     "tests/bench/test_compare.py",
