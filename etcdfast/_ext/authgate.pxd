@@ -17,6 +17,8 @@ from etcdfast._ext.ring cimport ipc_record
 
 cdef enum:
     CHECKS_MAX = 4096          # questions after tokens that wait; more are refused
+    FEW_CHECKS = 64            # that are asked about again in every turn; of more, each costs a pause of
+    CHECK_STEP_NS = 10000      # so much between two rounds
     CHECK_NS = 5000000000      # that one waits at most, less than its call may; etcd waits as long as the client does
 
 
@@ -26,7 +28,7 @@ cdef class AuthGate:
     cdef Outbox out
     cdef object cold            # cold.auth.check_token(token) -> True, False or None (later)
     cdef list waiting           # [(asker of a token check as bytes, token, until ns)]
-    cdef uint64_t asked_at      # applied index when they were asked last
+    cdef uint64_t asked_ns      # when they were asked last
 
     # Whose an entry is, into ops.caller.
     cdef void admit_entry(self, const bytes_view *entry) noexcept nogil

@@ -198,6 +198,10 @@ cdef class AuthGate:
 
     cdef int ask_again(self, uint64_t applied_index, int64_t now) except -1:
         cdef int answered = 0
+        cdef Py_ssize_t count = len(self.waiting)
+        if count > FEW_CHECKS and now < <int64_t>self.asked_ns + count * CHECK_STEP_NS:
+            return 0       # tokens that anybody may invent must not fill apply's turns
+        self.asked_ns = <uint64_t>now
         going_on = []
         for raw, token, until_ns in self.waiting:
             verdict = self.cold.auth.check_token(token)
@@ -207,7 +211,6 @@ cdef class AuthGate:
                 self.answer_check(raw, verdict)
                 answered = 1
         self.waiting = going_on
-        self.asked_at = applied_index
         return answered
 
     cdef int answer_check(self, bytes raw, verdict) except -1:

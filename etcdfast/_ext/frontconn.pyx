@@ -661,6 +661,9 @@ cdef void conn_event(loop_t *loop, conn_t *conn, uint32_t events) noexcept nogil
     if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         conn.peer_done = True
         if events & (EPOLLHUP | EPOLLERR):
+            if conn.state == CONN_HTTP1 and (conn.read_off or conn.arrived_told):
+                drop_conn(loop, conn)      # no read would tell
+                return
             conn.blocked = False   # nothing can be written any more; let the read tell
     if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         conn.readable = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 
 import pytest
@@ -9,7 +11,10 @@ import pytest
 from etcdfast.frontend.http.gateway import _Messages
 from etcdfast.frontend.http.goscan import NoValue, first_value
 from etcdfast.frontend.http.jsonplans import JsonError
+from tests.frontend.member import Frontend
+from tests.gateway.test_limits import IMPATIENT
 from tests.gateway.web import b64
+from tests.harness.wait import wait_until
 
 CHUNKED = b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 OBJECTS = [b'{"a":"}\\"{"}', b' {"b":["]\\\\",{}]}', b'\n"x\\"" [1]', b"{}"]
@@ -85,6 +90,20 @@ def test_a_wall_of_pipelined_requests_is_answered_in_order(web):
             answers += data
     statuses = [answers[at + 9 : at + 12] for at in _found(answers, b"HTTP/1.1 ")]
     assert statuses == [b"200", b"404"] * 1000
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_who_goes_behind_a_pipeline_is_noticed(reset):
+    """A connection is not read while requests of it wait; it was kept for ever, with its watch."""
+    body = b'{"create_request":{"key":"YQ=="}}'
+    text = b"POST /v3/watch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with Frontend(answer=lambda record, member: [], prelude=IMPATIENT) as frontend:
+        with socket.create_connection(("127.0.0.1", frontend.port)) as client:
+            client.sendall(text + b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: [r for r in frontend.seen if r["kind"] == "CALL"], "the watch begins")
+            if reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda: [r for r in frontend.seen if r["kind"] == "CANCEL"], "the watch ends")
 
 
 def _found(text, what):

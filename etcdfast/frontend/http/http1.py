@@ -244,6 +244,8 @@ class Http1Connection:
 
     def sweep(self, now):
         """Whether the connection has to go."""
+        if self.waiting and now - self.since > BODY_SECONDS:
+            return True  # it is not read, so that nobody would notice its client's end
         if self.active is not None or self.raw is not None:
             # A body that belongs to the active request and never ends; streams may take as long as they like.
             late = self.parsing is self.active and self.active is not None and self.active.on_body is None
