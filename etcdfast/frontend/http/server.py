@@ -25,7 +25,7 @@ from etcdfast.frontend.http.http2 import Http2Exchange
 LATER_MAX = 64  # requests that wait for the helper thread
 LATER_NICE = 19
 TURN_SECONDS = 0.005  # of requests in a row; gRPC waits meanwhile
-SLICE_BYTES = 8192  # of what may be hundreds of requests, or of a websocket's frames
+SLICE_BYTES = 2048  # of what may be hundreds of requests, or of a websocket's frames
 
 
 class HttpServer:
