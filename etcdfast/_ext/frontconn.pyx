@@ -180,12 +180,14 @@ cdef void drop_conn(loop_t *loop, conn_t *conn) noexcept nogil:
 
 
 cdef void shed_handshakes(loop_t *loop) noexcept nogil:
-    """Handshakes that wait for a client which has said nothing for a second give way to others, the oldest first."""
+    """Handshakes that wait for a client which has said nothing for a second give way to others, the oldest first; and
+    those that have taken a quarter of their time, for a byte now and then must not hold a place."""
     cdef conn_t *conn = loop.shake_head
     cdef conn_t *after
     while conn != NULL and loop.server.now_ns - conn.opened_ns > NS:
         after = conn.shake_next
-        if not conn.in_ready and loop.server.now_ns - conn.read_ns > NS:
+        if not conn.in_ready and (loop.server.now_ns - conn.read_ns > NS or
+                                  loop.server.now_ns - conn.opened_ns > loop.handshake_ns // 4):
             note_rejected(loop, conn, b"TLS handshake: too many under way")
             free_conn(loop, conn)
         conn = after

@@ -2,7 +2,7 @@
 
 A handshake takes from 0.1 ms (ECDSA) to 1 ms (RSA) of the processor, so they get a share of each turn, one step each;
 who waits for its step stays in the ready list. Handshakes under way are limited: when the limit is reached, those that
-said nothing for a second give way, and new ones wait in the kernel.
+said nothing for a second or took a quarter of their time give way, and new ones wait in the kernel.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno

@@ -393,6 +393,42 @@ process.settings = lambda config: usual(config) | {"handshakes_max": 16}
                 wire.close()
 
 
+def test_handshakes_that_drip_give_way(ca, context):
+    """A byte now and then is no reason to keep a place that others wait for."""
+    prelude = """
+from etcdfast.frontend import process
+usual = process.settings
+process.settings = lambda config: usual(config) | {"handshakes_max": 8, "handshake_seconds": 6.0}
+"""
+    with Frontend(prelude=prelude, **files(ca)) as frontend:
+        wires = [dial(frontend) for _ in range(8)]
+        stop = threading.Event()
+
+        def drip():
+            hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(400)
+            for at in range(len(hello)):
+                for wire in wires:
+                    try:
+                        wire.sendall(hello[at : at + 1])
+                    except OSError:
+                        pass
+                if stop.wait(0.3):
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        begun = time.monotonic()
+        try:
+            with Client(frontend.port, tls=context, deadline_seconds=30) as client:
+                served(client)
+            assert time.monotonic() - begun < 5.0
+        finally:
+            stop.set()
+            thread.join()
+            for wire in wires:
+                wire.close()
+
+
 def test_handshakes_leave_time_for_calls(ca, context):
     """A call behind three hundred handshakes is answered before they are all done, each time but by bad luck."""
     with Frontend(**files(ca)) as frontend, Client(frontend.port, tls=context) as client:
