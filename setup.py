@@ -6,8 +6,8 @@ release (default), debug (bounds, initialisation, assertions) or asan (the same 
 extension (pip installing a checkout whose extensions are built in place would compile them all again).
 A failed extension, a Cython warning and a Cython performance hint all fail the build.
 
-Linked from the system: libnghttp2, libssl and libcrypto (OpenSSL 3.0 or newer, whose ABI is one for all of 3.x). A wheel
-for machines that may lack them has to carry them: `auditwheel repair` does.
+Linked from the system: libnghttp2, libssl and libcrypto (OpenSSL 3.0 or newer, whose ABI is one for all of 3.x). A
+wheel for machines that may lack them has to carry them: `auditwheel repair` does.
 """
 
 import multiprocessing
