@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import bcrypt
 import jwt
@@ -81,9 +80,10 @@ def test_passwords_are_hashed_and_compared_beside_apply(doorbell):
             "nobody": passwords.NO,
         }
         assert not helper.active
-        assert os.getpriority(os.PRIO_PROCESS, helper._process.pid) == passwords.NICE
-        group = Path(f"/proc/{helper._process.pid}/autogroup")
-        assert not group.exists() or group.read_text().strip().endswith(f"nice {helpers.SESSION_NICE}")
+        patient, prompt = helper.patient._process.pid, helper.prompt._process.pid
+        assert os.sched_getscheduler(patient) == os.SCHED_IDLE
+        assert os.sched_getscheduler(prompt) == os.SCHED_OTHER
+        assert os.getpriority(os.PRIO_PROCESS, prompt) == passwords.PROMPT_NICE
     finally:
         helper.close()
 
@@ -117,7 +117,7 @@ def test_a_child_that_is_killed_costs_its_jobs_and_comes_back(doorbell):
 
     try:
         helper.start()
-        os.kill(helper._process.pid, signal.SIGKILL)
+        os.kill(helper.prompt._process.pid, signal.SIGKILL)
         assert helper.submit("lost", passwords.PRETEND, passwords.pretend_job(b"p", 4), done)
         finish(helper, doorbell, results, 1)
         assert results == {"lost": errors.ID["INTERNAL"]}
@@ -126,6 +126,40 @@ def test_a_child_that_is_killed_costs_its_jobs_and_comes_back(doorbell):
         assert results["again"] == 0
     finally:
         helper.close()
+
+
+class Lane:
+    """A helper that only notes its jobs; one is under way, the others wait."""
+
+    def __init__(self):
+        self.jobs = []
+
+    @property
+    def waiting(self):
+        return max(len(self.jobs) - 1, 0)
+
+    def submit(self, *job):
+        self.jobs.append(job)
+        return True
+
+    def take_oldest(self):
+        return self.jobs.pop(1)
+
+
+def test_a_job_a_second_is_prompt_and_the_oldest_of_the_others_come_next():
+    now = [0.0]
+    lanes = passwords.Lanes(Lane(), Lane(), lambda: now[0])
+    for number in range(10):
+        assert lanes.submit(number, passwords.HASH, b"", None)
+        lanes.prompt.jobs, gone = [], lanes.prompt.jobs
+        assert [job[0] for job in gone] == ([number] if number < passwords.PROMPT_BURST else [])
+    lanes.promote()
+    assert lanes.prompt.jobs == []
+    now[0] = 2.5
+    lanes.promote()
+    assert [job[0] for job in lanes.prompt.jobs] == [5, 6]  # 4 is under way where it is
+    lanes.promote()
+    assert len(lanes.prompt.jobs) == 2 and [job[0] for job in lanes.patient.jobs] == [4, 7, 8, 9]
 
 
 @pytest.mark.parametrize("given,taken", [(3, 10), (4, 4), (31, 31), (32, 10), (0, 10)])

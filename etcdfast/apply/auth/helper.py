@@ -25,7 +25,6 @@ QUEUE_MAX = 128
 JOB_BYTES_MAX = 65536
 START_SECONDS = 30.0  # only for who has to know that the child can work (start)
 STOP_SECONDS = 2.0
-SESSION_NICE = 10
 
 _HEAD = struct.Struct("<QB")
 _BROKEN = errors.ID["INTERNAL"]
@@ -75,6 +74,11 @@ class Helper:
     def withdraw(self, owner):
         """Nobody waits for the jobs of `owner` any more."""
         self._queue = deque(job for job in self._queue if job[0] is not owner)
+
+    def take_oldest(self):
+        """The arguments of submit() of the job that waits longest, which does not wait here any more.
+        Precondition: waiting."""
+        return self._queue.popleft()
 
     def step(self):
         """Pass on the answers that are there."""
@@ -172,8 +176,9 @@ class Helper:
             done(owner, _BROKEN, b"")
 
 
-def serve(asked, name, handle, nice=0):
-    """The child: do jobs until the parent is gone. handle(kind, request) -> answer, or raises HelperError."""
+def serve(asked, name, handle, nice=0, idle=False):
+    """The child: do jobs until the parent is gone. handle(kind, request) -> answer, or raises HelperError. `idle`: it
+    gets the processor only while nobody else of the member, or of its control group, wants it."""
     import queue
     import threading
 
@@ -184,7 +189,9 @@ def serve(asked, name, handle, nice=0):
     proc.set_name(name)
     if nice:
         proc.stand_back(nice)
-        _stand_back_among_sessions()
+    if idle:
+        # Niceness decides who gets how much, in slices of milliseconds; this, that who wakes up takes over at once.
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     link = socket.socket(fileno=asked["socket"])
     jobs = queue.SimpleQueue()
 
@@ -208,17 +215,6 @@ def serve(asked, name, handle, nice=0):
     while message := link.recv(JOB_BYTES_MAX + _HEAD.size):
         job, kind = _HEAD.unpack_from(message)
         jobs.put((job, kind, message[_HEAD.size :]))
-
-
-def _stand_back_among_sessions():
-    """Where the kernel groups tasks by session (autogroup), niceness counts within one only: be a session of one's own,
-    and let that one stand back. It keeps a tenth of the weight of others: logins go on where all cores are taken."""
-    try:
-        os.setsid()
-        with open("/proc/self/autogroup", "w") as group:
-            group.write(str(SESSION_NICE))
-    except OSError:
-        pass  # a kernel without, or it was asked too often just now: niceness is what remains
 
 
 def say_ready(asked, error=""):

@@ -1,7 +1,10 @@
-"""bcrypt, in a process of its own that yields to everybody: `python -m etcdfast.apply.auth.passwords JSON`.
+"""bcrypt, in processes of its own: `python -m etcdfast.apply.auth.passwords JSON`.
 
-One hash of cost 10 takes a core 60 ms and more. The process has niceness 19, so that calls of Authenticate at any rate
-take from the member only what nobody else wants, and its queue is bounded (helper.py).
+One hash of cost 10 takes a core 60 ms and more. There are two lanes. The patient one computes with what nobody else
+wants (SCHED_IDLE), on half of the cores, so that calls of Authenticate at any rate leave the member alone. On a machine
+that is busy all the time it would never come to an end, so a job per second (four at first) takes the prompt lane.
+
+Each lane's queue is bounded (helper.py).
 
 Source: etcd's use of golang.org/x/crypto/bcrypt: `$2a$`, 72 bytes of a password count.
 """
@@ -10,11 +13,13 @@ import json
 import os
 import struct
 import sys
+import time
 
 from etcdfast import log
 from etcdfast.apply.auth.helper import Helper, serve
 
-NICE = 19
+PATIENT_NICE, PROMPT_NICE = 19, 5
+PROMPT_BURST, PROMPT_PER_SECOND = 4, 1
 COST_MIN, COST_DEFAULT, COST_MAX = 4, 10, 31
 PASSWORD_BYTES_MAX = 72
 TOO_LONG = "bcrypt: password length exceeds 72 bytes"
@@ -38,9 +43,79 @@ def checked_cost(cost):
     return COST_DEFAULT
 
 
+class Lanes:
+    """Both lanes, with the face of a Helper. `clock`: seconds."""
+
+    def __init__(self, prompt, patient, clock=time.monotonic):
+        self.prompt, self.patient = prompt, patient
+        self._clock = clock
+        self._credit = PROMPT_BURST  # jobs that the prompt lane may take now
+        self._credit_at = clock()
+
+    @property
+    def active(self):
+        return self.prompt.active or self.patient.active
+
+    @property
+    def waiting(self):
+        return self.prompt.waiting + self.patient.waiting
+
+    @property
+    def on_work(self):
+        return self.patient.on_work
+
+    @on_work.setter
+    def on_work(self, work):
+        self.prompt.on_work = self.patient.on_work = work
+
+    def submit(self, owner, kind, request, done):
+        lane = self.prompt if self._may_be_prompt() else self.patient
+        return lane.submit(owner, kind, request, done)
+
+    def _may_be_prompt(self):
+        now = self._clock()
+        self._credit = min(PROMPT_BURST, self._credit + (now - self._credit_at) * PROMPT_PER_SECOND)
+        self._credit_at = now
+        if self._credit < 1 or self.prompt.waiting:
+            return False
+        self._credit -= 1
+        return True
+
+    def promote(self):
+        """Who has waited longest in the patient lane goes on in the prompt one, as far as that may. To be called
+        about once a second."""
+        while self.patient.waiting and self._may_be_prompt():
+            self.prompt.submit(*self.patient.take_oldest())
+
+    def withdraw(self, owner):
+        self.prompt.withdraw(owner)
+        self.patient.withdraw(owner)
+
+    def step(self):
+        for lane in (self.prompt, self.patient):
+            if lane.active:
+                lane.step()
+
+    def start(self):
+        self.prompt.start()
+        self.patient.start()
+
+    def wait_ready(self):
+        self.prompt.wait_ready()
+        self.patient.wait_ready()
+
+    def close(self):
+        self.prompt.close()
+        self.patient.close()
+
+
 def helper(doorbell):
-    """The process, not yet started."""
-    return Helper("etcdfast.apply.auth.passwords", {}, doorbell, len(os.sched_getaffinity(0)))
+    """Both lanes, their processes not yet started."""
+    cores = len(os.sched_getaffinity(0))
+    return Lanes(
+        Helper("etcdfast.apply.auth.passwords", {"patient": False}, doorbell),
+        Helper("etcdfast.apply.auth.passwords", {"patient": True}, doorbell, max(cores // 2, 1)),
+    )
 
 
 # ---- jobs: requests of the helper ----
@@ -87,5 +162,7 @@ def _handle(kind, request):
 
 
 if __name__ == "__main__":
-    serve(json.loads(sys.argv[1]), "etcdfast-bcrypt", _handle, NICE)
+    asked = json.loads(sys.argv[1])
+    patient = asked.get("patient", False)
+    serve(asked, "etcdfast-bcrypt", _handle, PATIENT_NICE if patient else PROMPT_NICE, idle=patient)
     os._exit(0)

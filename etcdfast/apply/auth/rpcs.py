@@ -71,10 +71,11 @@ class Auth:
         return passwords.hash_password(password, self.cost)
 
     def keep(self):
-        """A task for Services.start: what time does to tokens."""
+        """A task for Services.start: what time does to tokens, and to those who wait for bcrypt."""
         while True:
             yield Pause(SWEEP_NS)
             self.tokens.sweep()
+            self.passwords.promote()
 
     def reload(self, config):
         """Read the keys of JWT again. The old ones stay when the new ones cannot be used."""
