@@ -14,6 +14,7 @@ from etcdfast.consensus.peers.http1 import HttpError, HttpReader, response_head
 from etcdfast.consensus.peers.tls import TlsRefused
 
 IDLE_SECONDS = 300.0  # without a request, as etcd's read timeout
+SILENT_SECONDS = 1.0  # without a request, after which a connection may have to make room for others
 PIECE_SECONDS = 60.0  # without a byte of a body
 BODY_SECONDS = 300.0  # for a body that is held in memory, as etcd
 SEND_SECONDS = 60.0  # for an answer
@@ -162,8 +163,7 @@ class _Connection:
 
     async def _shake_hands(self):
         """Who is not done with it may have to make room for others, as who sends no request."""
-        self.server.idle[self] = asyncio.current_task()
-        self.server.room.set()
+        self.server.waits(self)
         try:
             self.wire = await self._tls.accept(self.wire)
         finally:
@@ -189,8 +189,7 @@ class _Connection:
 
     async def _one(self):
         """Serve one request; False when the connection is done."""
-        self.server.idle[self] = asyncio.current_task()
-        self.server.room.set()
+        self.server.waits(self)
         try:
             message = await self.reader.head(IDLE_SECONDS)
         finally:
@@ -232,7 +231,7 @@ class Server:
     def __init__(self, handle, connections_max, bodies_bytes_max):
         self.handle = handle
         self.budget = Budget(bodies_bytes_max)
-        self.idle = OrderedDict()  # connection that waits for a request -> its task, oldest first
+        self.idle = OrderedDict()  # connection that waits for a request -> its task, since when; oldest first
         self._connections_max = connections_max
         self._tasks = set()
         self.room = asyncio.Event()
@@ -259,14 +258,29 @@ class Server:
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
+    def waits(self, connection):
+        """The connection, whose task this is, waits for its peer from now on."""
+        self.idle[connection] = asyncio.current_task(), asyncio.get_running_loop().time()
+        self.room.set()
+
     async def _wait_for_room(self):
         while len(self._tasks) >= self._connections_max:
-            # Who waits for a request longest goes, so that silent connections cannot keep members out.
+            # Who waits for a request longest goes, so that silent connections cannot keep members out; but not who has
+            # only just come: its request is on the way.
+            left_seconds = None
             if self.idle:
-                _, task = self.idle.popitem(last=False)
-                task.cancel()
+                connection, (task, since) = next(iter(self.idle.items()))
+                left_seconds = since + SILENT_SECONDS - asyncio.get_running_loop().time()
+                if left_seconds <= 0:
+                    del self.idle[connection]
+                    task.cancel()
+                    left_seconds = None
             self.room.clear()
-            await self.room.wait()
+            try:
+                async with asyncio.timeout(left_seconds):
+                    await self.room.wait()
+            except TimeoutError:
+                pass
 
     def _ended(self, task):
         self._tasks.discard(task)
