@@ -55,6 +55,21 @@ def test_several_requests_in_one_body(pair):
     both(pair, "/v3/watch", text, 3)
 
 
+def test_a_chunk_holds_one_message(pair):
+    """etcd3-py takes each chunk for a message, however many come at once."""
+    body = "".join(json.dumps({"create_request": {"key": b64(f"c{n}")}}) for n in range(20)).encode()
+    head = f"POST /v3/watch HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection((pair.right.host, pair.right.port), 20) as connected:
+        connected.sendall(head + body)
+        reader = connected.makefile("rb")
+        while reader.readline().strip():
+            pass
+        for _ in range(20):
+            chunk = reader.read(int(reader.readline(), 16))
+            assert json.loads(chunk)["result"]["created"]
+            assert reader.read(2) == b"\r\n"
+
+
 def test_watches_that_are_refused(pair):
     both(pair, "/v3/watch", {"create_request": {"key": b64("b"), "range_end": b64("a")}}, 1)
     revision = pair.post("kv/put", {"key": b64("w"), "value": b64("1")})["header"]["revision"]

@@ -243,7 +243,8 @@ def _lines(request, endpoint):
             if not begun:
                 begun = True
                 request.begin(200, JSON, GRPC_HEADER)
-            request.write(b"".join(lines))
+            for line in lines:  # a chunk each, as in etcd: there are clients that take a chunk for a message
+                request.write(line)
         if code < 0:
             return
         if code == 0:
