@@ -37,7 +37,7 @@ class Denied(Exception):
 class AuthStore:
     """The state. `store`: get, scan (as apply/store); `table`: what the hot path asks (AuthTable of
     etcdfast/_ext/authtable); `tokens`: of etcdfast/apply/auth/tokens; `hash_password`: for entries of etcd 3.4, which
-    have passwords in the clear.
+    have passwords in the clear: each member then stores a hash of its own salt, as etcd's do.
 
     users: {name: User}; roles: {name: Role}; enabled; revision, which every change raises.
     """

@@ -23,7 +23,6 @@ from etcdfast.frontend.http.http1 import Http1Connection
 from etcdfast.frontend.http.http2 import Http2Exchange
 
 LATER_MAX = 64  # requests that wait for the helper thread
-LATER_NICE = 19
 TURN_SECONDS = 0.005  # of requests in a row; gRPC waits meanwhile
 SLICE_BYTES = 2048  # of what may be hundreds of requests, or of a websocket's frames
 
@@ -169,7 +168,7 @@ class HttpServer:
             request.error(503, "too many requests of this kind wait")
 
     def _work(self):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LATER_NICE)
+        # Not nice: a thread that holds the interpreter lock while others keep it off the core would stop the loop.
         while True:
             request, work = self._later.get()
             try:
