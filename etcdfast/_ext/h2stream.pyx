@@ -285,8 +285,8 @@ cdef int submit_status(h2_stream *s, const char *http_status, bint trailer) noex
     return nghttp2_submit_response(s.conn.session, s.id, nv, n, NULL)
 
 
-cdef ssize_t read_answer(nghttp2_session *session, int32_t stream_id, uint8_t *buf, size_t length,
-                         uint32_t *data_flags, nghttp2_data_source *source, void *user) noexcept nogil:
+cdef ssize_t read_plain(nghttp2_session *session, int32_t stream_id, uint8_t *buf, size_t length,
+                        uint32_t *data_flags, nghttp2_data_source *source, void *user) noexcept nogil:
     cdef h2_stream *s = <h2_stream *>source.ptr
     cdef size_t n = s.out_bytes if s.out_bytes < length else length
     if n == 0 and not s.out_ended:
@@ -294,10 +294,19 @@ cdef ssize_t read_answer(nghttp2_session *session, int32_t stream_id, uint8_t *b
         return NGHTTP2_ERR_DEFERRED
     data_flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
     if n == s.out_bytes and s.out_ended:
-        data_flags[0] |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
-        if submit_status(s, NULL, True) != 0:
-            return NGHTTP2_ERR_CALLBACK_FAILURE
+        data_flags[0] |= NGHTTP2_DATA_FLAG_EOF
     return <ssize_t>n
+
+
+cdef ssize_t read_answer(nghttp2_session *session, int32_t stream_id, uint8_t *buf, size_t length,
+                         uint32_t *data_flags, nghttp2_data_source *source, void *user) noexcept nogil:
+    """As read_plain, with the gRPC status behind it."""
+    cdef ssize_t n = read_plain(session, stream_id, buf, length, data_flags, source, user)
+    if data_flags[0] & NGHTTP2_DATA_FLAG_EOF:
+        data_flags[0] |= NGHTTP2_DATA_FLAG_NO_END_STREAM
+        if submit_status(<h2_stream *>source.ptr, NULL, True) != 0:
+            return NGHTTP2_ERR_CALLBACK_FAILURE
+    return n
 
 
 cdef inline void count_sent(h2_stream *s, size_t size) noexcept nogil:
@@ -409,11 +418,11 @@ cdef int h2_push_copy(h2_stream *s, const uint8_t *data, uint32_t size) noexcept
     if copy == NULL:
         set_fatal(s.conn, NGHTTP2_INTERNAL_ERROR, b"out_of_memory")
         return -1
+    memcpy(copy, data, size)
     c = push_chunk(s, copy, size)
     if c == NULL:
         free(copy)
         return -1
-    memcpy(copy, data, size)
     c.kind = CHUNK_OWNED
     keep_answer(s, size)
     return 0
@@ -495,19 +504,6 @@ cdef int h2_flow(h2_stream *s) noexcept nogil:
         return -1
     mark_dirty(s.conn)
     return 0
-
-
-cdef ssize_t read_plain(nghttp2_session *session, int32_t stream_id, uint8_t *buf, size_t length,
-                        uint32_t *data_flags, nghttp2_data_source *source, void *user) noexcept nogil:
-    cdef h2_stream *s = <h2_stream *>source.ptr
-    cdef size_t n = s.out_bytes if s.out_bytes < length else length
-    if n == 0 and not s.out_ended:
-        s.flags |= STREAM_DEFERRED
-        return NGHTTP2_ERR_DEFERRED
-    data_flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
-    if n == s.out_bytes and s.out_ended:
-        data_flags[0] |= NGHTTP2_DATA_FLAG_EOF
-    return <ssize_t>n
 
 
 cdef int h2_respond(h2_stream *s, const nghttp2_nv *headers, size_t count, bint end) noexcept nogil:

@@ -78,6 +78,7 @@ cdef class KvOps:
         if self.ranges + self.writes > 1:
             meter_count(M_TXNS, 1)
         self.ranges = self.writes = 0
+
     # ---- permissions ----
 
     cdef int may_put(self, const put_request *r) noexcept nogil:
